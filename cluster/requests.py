@@ -1,0 +1,61 @@
+"""What a client of the router asks for and gets: the types between gateway (or offline engine) and router."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from dflash_core.contracts import SamplingParams, TokenIds
+from dflash_core.errors import DFlashError
+
+
+class FinishReason(Enum):
+    STOP = "stop"  # a stop token was written
+    LENGTH = "length"  # max_tokens were written
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One output to generate. After a failover `token_ids` holds the prompt and the tokens received so far."""
+
+    sequence_id: str
+    token_ids: TokenIds  # [num_prompt_tokens + num_received]
+    num_prompt_tokens: int
+    max_tokens: int  # beyond the prompt, those received included
+    sampling: SamplingParams
+    stop_token_ids: tuple[int, ...] = ()
+    tree_budget: int | None = None  # nodes without the root; None: the router's setting; 0: plain decoding
+    timeout_ms: int = 0  # 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStatistics:
+    rounds: int
+    tree_nodes: int  # verified, without roots
+    accepted_tokens: int
+    output_tokens: int
+    queue_ms: float
+    time_to_first_token_ms: float
+    decode_ms: float  # first token to last
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """New tokens of one sequence; the last event has a finish_reason with statistics, or an error."""
+
+    sequence_id: str
+    token_ids: TokenIds
+    finish_reason: FinishReason | None = None
+    statistics: GenerationStatistics | None = None
+    error: DFlashError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+class EventSink(Protocol):
+    """Where the router puts the events of one client; called once a round with all of its sequences."""
+
+    def put(self, events: list[TokenEvent]) -> None: ...

@@ -1,0 +1,1 @@
+"""Models, trees, caches, sampling and runners: everything that decodes, nothing that serves."""

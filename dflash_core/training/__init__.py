@@ -1,0 +1,1 @@
+"""Training of targets and drafters; `python -m dflash_core.training --help`."""
