@@ -10,6 +10,14 @@ from dflash_core.contracts import SamplingParams, TokenIds
 from dflash_core.errors import DFlashError
 
 
+class Strategy(Enum):
+    """How drafts are made: the values users write in settings and pass to the engine."""
+
+    DRAFT_TREES = "block_diffusion_draft_trees"  # trees of the drafter's candidates
+    CHAIN = "block_diffusion"  # one path: the drafter's likeliest token at each depth
+    NONE = "none"  # plain decoding, no drafter
+
+
 class FinishReason(Enum):
     STOP = "stop"  # a stop token was written
     LENGTH = "length"  # max_tokens were written
