@@ -189,8 +189,18 @@ class TargetInfo:
     num_blocks: int
     max_rows: int  # most rows of one round: prefill chunks and trees together
     max_tree_rows: int  # most tree rows of one round
-    fingerprint: str  # of the target's weights and of the drafter's fc it applies; empty fc: no features
+    fingerprint: str  # "weights:fc": of the target's weights and of the drafter's fc it applies; empty fc: no features
     epoch: int = 0
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """Targets of one router must share it: a sequence may move between them."""
+        return self.fingerprint.partition(":")[0]
+
+    @property
+    def fc_fingerprint(self) -> str:
+        """Must equal the `DrafterInfo.fingerprint` of the drafters that get features from here; "" sends none."""
+        return self.fingerprint.partition(":")[2]
 
 
 class Target(Protocol):
