@@ -1,0 +1,128 @@
+"""Attention of packed rows over paged prefixes and in-flight keys, with torch's own operators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from dflash_core.attention.batch import RaggedBatch
+from dflash_core.attention.padding import PaddedGroup, padded_groups
+
+
+def ragged_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kv_pages: Tensor,
+    batch: RaggedBatch,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Softmax attention of every row over its sequence's pages and the in-flight keys that it sees.
+
+    Args:
+        query: `[num_rows, num_heads, head_dim]`; query head h reads KV head h // (num_heads // num_kv_heads).
+        key: `[num_rows, num_kv_heads, head_dim]`, the in-flight keys; they are inputs, not yet in pages.
+        value: as `key`.
+        kv_pages: `[2, num_blocks, kv_block_size, num_kv_heads, head_dim]`, one layer's pages, keys then values.
+        batch: which rows belong together and see what.
+        scale: multiplies the scores.
+        sliding_window: a row sees only the keys at the last `sliding_window` positions, its own among them.
+        softcap: scores become `softcap · tanh(score / softcap)` before masking.
+
+    Returns:
+        `[num_rows, num_heads, head_dim]`, in the query's dtype.
+    """
+    groups = padded_groups(batch)
+    if len(groups) == 1:
+        return _attend(
+            query, key, value, kv_pages, groups[0], scale, sliding_window, softcap
+        )
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for group in groups:
+        rows = group.rows
+        output[rows] = _attend(
+            query[rows],
+            key[rows],
+            value[rows],
+            kv_pages,
+            group,
+            scale,
+            sliding_window,
+            softcap,
+        )
+    return output
+
+
+def _attend(
+    query: Tensor,  # [group rows, num_heads, head_dim]
+    key: Tensor,  # [group rows, num_kv_heads, head_dim]
+    value: Tensor,
+    kv_pages: Tensor,
+    group: PaddedGroup,
+    scale: float,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    _, num_heads, head_dim = query.shape
+    num_sequences, num_kv_heads = group.num_sequences, key.shape[1]
+
+    gathered = kv_pages.flatten(1, 2).index_select(
+        1, group.slots
+    )  # [2, num_sequences · max_keys, kv heads, dim]
+    keys, values = gathered.unbind(0)
+    keys[group.inflight_cells] = key
+    values[group.inflight_cells] = value
+    keys = keys.view(num_sequences, group.max_keys, num_kv_heads, head_dim).transpose(
+        1, 2
+    )
+    values = values.view(
+        num_sequences, group.max_keys, num_kv_heads, head_dim
+    ).transpose(1, 2)
+
+    if group.row_cells is not None:
+        padded = query.new_zeros(num_sequences * group.max_rows, num_heads, head_dim)
+        query = padded.index_copy_(0, group.row_cells, query)
+    queries = query.view(num_sequences, group.max_rows, num_heads, head_dim).transpose(
+        1, 2
+    )
+
+    mask = group.mask(sliding_window, query.dtype)
+    if softcap is None:
+        output = scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True
+        )
+    else:
+        output = _softcapped(queries, keys, values, mask, scale, softcap)
+    output = output.transpose(1, 2).reshape(
+        num_sequences * group.max_rows, num_heads, head_dim
+    )
+    return (
+        output if group.row_cells is None else output.index_select(0, group.row_cells)
+    )
+
+
+def _softcapped(
+    queries: Tensor,  # [num_sequences, num_heads, max_rows, head_dim]
+    keys: Tensor,  # [num_sequences, num_kv_heads, max_keys, head_dim]
+    values: Tensor,
+    mask: Tensor | None,  # [num_sequences, 1, max_rows, max_keys]
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    """What torch's fused attention cannot do: scores pass through tanh before the mask; in fp32."""
+    num_sequences, num_kv_heads, _, _ = keys.shape
+    grouped = queries.reshape(
+        num_sequences, num_kv_heads, -1, *queries.shape[2:]
+    )  # [s, kv head, group, row, dim]
+    scores = (
+        grouped.float() @ keys.float().unsqueeze(2).transpose(3, 4) * (scale / softcap)
+    )
+    scores = torch.tanh(scores) * softcap
+    if mask is not None:
+        scores = scores + mask.unsqueeze(1)
+    weights = scores.softmax(-1).to(values.dtype)
+    return (weights @ values.unsqueeze(2)).reshape(queries.shape)
