@@ -1,0 +1,97 @@
+"""The target's own continuations: what a drafter must learn to predict is what the target writes, not the corpus."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import track
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ContinuationRecipe:
+    """`num_batches` shards of `batch_size` sequences of `length` tokens, prompt included."""
+
+    num_batches: int = 120
+    batch_size: int = 64
+    length: int = 256
+    shortest_prompt: int = 24
+    longest_prompt: int = 80
+    greedy_fraction: float = 0.6  # the rest is sampled at temperature 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Continuations:
+    token_ids: npt.NDArray[np.uint16]  # [num_sequences, length]
+    prompt_lens: npt.NDArray[np.int32]  # [num_sequences]
+    is_greedy: npt.NDArray[np.bool_]  # [num_sequences]
+
+
+def write_shards(
+    target: Path,
+    tokens: npt.NDArray[np.uint16],
+    folder: Path,
+    recipe: ContinuationRecipe,
+    worker: int = 0,
+    num_workers: int = 1,
+) -> None:
+    """Writes the shards of `worker` that are not there yet; prompts are windows of `tokens`.
+
+    A shard's content follows from the recipe's seed and the shard's number alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    shards = [i for i in range(worker, recipe.num_batches, num_workers) if not _shard(folder, i).exists()]
+    for index in track(shards, description=f"continuations (worker {worker})"):
+        batch = _continue(model, tokens, recipe, index)
+        partial = folder / f"{index:05d}.partial.npz"
+        np.savez(partial, token_ids=batch.token_ids, prompt_lens=batch.prompt_lens, is_greedy=batch.is_greedy)
+        os.replace(partial, _shard(folder, index))
+
+
+def read_shards(folder: Path, num_batches: int) -> Continuations:
+    """All shards of a folder. Raises `FileNotFoundError` when one of `num_batches` is missing."""
+    shards = [np.load(_shard(folder, i)) for i in range(num_batches)]
+    return Continuations(
+        np.concatenate([s["token_ids"] for s in shards]),
+        np.concatenate([s["prompt_lens"] for s in shards]),
+        np.concatenate([s["is_greedy"] for s in shards]),
+    )
+
+
+def _shard(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.npz"
+
+
+@torch.inference_mode()
+def _continue(
+    model: PreTrainedModel, tokens: npt.NDArray[np.uint16], recipe: ContinuationRecipe, index: int
+) -> Continuations:
+    """One batch; its prompts share a length, so that nothing is padded."""
+    rng = np.random.default_rng([recipe.seed, index])
+    torch.manual_seed(int(rng.integers(2**31)))
+    prompt_len = int(rng.integers(recipe.shortest_prompt, recipe.longest_prompt + 1))
+    starts = rng.integers(0, len(tokens) - prompt_len, recipe.batch_size)
+    prompts = np.stack([tokens[s : s + prompt_len] for s in starts]).astype(np.int64)
+    greedy = index % 10 < round(10 * recipe.greedy_fraction)
+    config = GenerationConfig(
+        max_new_tokens=recipe.length - prompt_len,
+        do_sample=not greedy,
+        temperature=None if greedy else 1.0,
+        top_k=None if greedy else 0,
+        eos_token_id=None,  # runs on into the next file, as the training text does
+        pad_token_id=0,
+    )
+    input_ids = torch.from_numpy(prompts)
+    written = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config)  # type: ignore[operator]
+    return Continuations(
+        written.numpy().astype(np.uint16),
+        np.full(recipe.batch_size, prompt_len, dtype=np.int32),
+        np.full(recipe.batch_size, greedy),
+    )
