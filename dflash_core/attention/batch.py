@@ -35,14 +35,10 @@ class RowGroup:
     first_row: Int32s  # [num_rows]
     end_row: Int32s  # [num_rows]
     prefix_len: int  # tokens in pages, at positions 0 … prefix_len − 1
-    block_table: (
-        Sequence[int] | Int32s
-    )  # the pages' block ids; more than the prefix needs do no harm
+    block_table: Sequence[int] | Int32s  # the pages' block ids; more than the prefix needs do no harm
 
     @classmethod
-    def causal(
-        cls, num_rows: int, prefix_len: int, block_table: Sequence[int] | Int32s
-    ) -> RowGroup:
+    def causal(cls, num_rows: int, prefix_len: int, block_table: Sequence[int] | Int32s) -> RowGroup:
         """A prefill chunk or a chain: each row sees itself and what came before."""
         rows = np.arange(num_rows, dtype=np.int32)
         return cls(
@@ -63,14 +59,10 @@ class RowGroup:
     ) -> RowGroup:
         """A draft tree in depth-first preorder: a row sees its ancestors and itself."""
         rows = np.arange(len(depths), dtype=np.int32)
-        return cls(
-            depths + np.int32(prefix_len), rows, end_rows, prefix_len, block_table
-        )
+        return cls(depths + np.int32(prefix_len), rows, end_rows, prefix_len, block_table)
 
     @classmethod
-    def bidirectional(
-        cls, num_rows: int, prefix_len: int, block_table: Sequence[int] | Int32s
-    ) -> RowGroup:
+    def bidirectional(cls, num_rows: int, prefix_len: int, block_table: Sequence[int] | Int32s) -> RowGroup:
         """A drafter block: every row sees every row."""
         rows = np.arange(num_rows, dtype=np.int32)
         end = np.full(num_rows, num_rows, np.int32)
@@ -95,9 +87,7 @@ class RaggedBatch:
     end_row: Int32s  # [num_rows] in the packed batch
     kv_block_size: int
     device: torch.device
-    padded_groups: list[PaddedGroup] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
+    padded_groups: list[PaddedGroup] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def num_rows(self) -> int:
@@ -122,9 +112,7 @@ class RaggedBatch:
         max_blocks = max((len(g.block_table) for g in groups), default=0)
         block_tables = np.zeros((len(groups), max_blocks), np.int32)
         for table, group in zip(block_tables, groups, strict=True):
-            assert group.prefix_len <= len(group.block_table) * kv_block_size, (
-                "the prefix reaches beyond its blocks"
-            )
+            assert group.prefix_len <= len(group.block_table) * kv_block_size, "the prefix reaches beyond its blocks"
             table[: len(group.block_table)] = group.block_table
         return cls(
             cu_rows=cu_rows,

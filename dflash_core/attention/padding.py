@@ -29,17 +29,11 @@ class PaddedGroup:
     max_rows: int
     max_keys: int
     slots: Tensor  # [num_sequences · max_keys] int64: the page slot of each key (any slot for keys not in pages)
-    inflight_cells: (
-        slice | Tensor
-    )  # [group rows] where in-flight keys stand among the gathered keys
+    inflight_cells: slice | Tensor  # [group rows] where in-flight keys stand among the gathered keys
     rows: slice | Tensor  # [group rows] of the packed batch
-    row_cells: (
-        Tensor | None
-    )  # [group rows] int64 where rows stand in `[num_sequences · max_rows]`; None: unpadded
+    row_cells: Tensor | None  # [group rows] int64 where rows stand in `[num_sequences · max_rows]`; None: unpadded
     batch: RaggedBatch
-    _masks: dict[tuple[int | None, torch.dtype], Tensor | None] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _masks: dict[tuple[int | None, torch.dtype], Tensor | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_sequences(self) -> int:
@@ -71,29 +65,19 @@ class PaddedGroup:
             first_row, end_row = batch.first_row[start:end], batch.end_row[start:end]
             own = cells[: end - start]
             own[:, :prefix_len] = True
-            own[:, prefix_len : prefix_len + end - start] = (first_row <= rows) & (
-                rows < end_row
-            )
+            own[:, prefix_len : prefix_len + end - start] = (first_row <= rows) & (rows < end_row)
             if sliding_window is not None:
                 positions = batch.positions[start:end]
-                keys = np.concatenate(
-                    [np.arange(prefix_len, dtype=np.int32), positions]
-                )
-                own[:, : len(keys)] &= keys > positions[:, None] - np.int32(
-                    sliding_window
-                )
-            cells[end - start :, 0] = (
-                True  # padded rows see something, lest their softmax be NaN; nobody reads them
-            )
+                keys = np.concatenate([np.arange(prefix_len, dtype=np.int32), positions])
+                own[:, : len(keys)] &= keys > positions[:, None] - np.int32(sliding_window)
+            cells[end - start :, 0] = True  # padded rows see something, lest their softmax be NaN; nobody reads them
         return visible
 
 
 def padded_groups(batch: RaggedBatch) -> list[PaddedGroup]:
     """The batch's groups, built on the first call."""
     if not batch.padded_groups:
-        batch.padded_groups.extend(
-            _build(batch, sequences) for sequences in _split(batch)
-        )
+        batch.padded_groups.extend(_build(batch, sequences) for sequences in _split(batch))
     return batch.padded_groups
 
 
@@ -105,9 +89,7 @@ def _split(batch: RaggedBatch) -> list[list[int]]:
     num_keys = num_rows + batch.prefix_lens
     groups: list[list[int]] = []
     max_rows = max_keys = 0
-    for s in np.argsort(
-        -(num_rows.astype(np.int64) * num_keys), kind="stable"
-    ).tolist():
+    for s in np.argsort(-(num_rows.astype(np.int64) * num_keys), kind="stable").tolist():
         rows, keys = int(num_rows[s]), int(num_keys[s])
         if groups:
             grown_rows, grown_keys, size = (
@@ -115,11 +97,7 @@ def _split(batch: RaggedBatch) -> list[list[int]]:
                 max(max_keys, keys),
                 len(groups[-1]),
             )
-            padding = (
-                grown_rows * grown_keys * (size + 1)
-                - max_rows * max_keys * size
-                - rows * keys
-            )
+            padding = grown_rows * grown_keys * (size + 1) - max_rows * max_keys * size - rows * keys
             if padding <= SPARE_CELLS:
                 groups[-1].append(s)
                 max_rows, max_keys = grown_rows, grown_keys
@@ -134,22 +112,16 @@ def _build(batch: RaggedBatch, sequences: list[int]) -> PaddedGroup:
     cu_rows, prefix_lens = batch.cu_rows, batch.prefix_lens
     num_rows = [int(cu_rows[s + 1] - cu_rows[s]) for s in sequences]
     max_rows = max(num_rows)
-    max_keys = max(
-        int(prefix_lens[s]) + n for s, n in zip(sequences, num_rows, strict=True)
-    )
+    max_keys = max(int(prefix_lens[s]) + n for s, n in zip(sequences, num_rows, strict=True))
 
     key_index = np.arange(max_keys)
     slots = np.zeros((len(sequences), max_keys), np.int64)
     for row, s in zip(slots, sequences, strict=True):
         prefix = key_index[: prefix_lens[s]]
-        row[: len(prefix)] = batch.block_tables[
-            s, prefix // batch.kv_block_size
-        ] * np.int64(batch.kv_block_size)
+        row[: len(prefix)] = batch.block_tables[s, prefix // batch.kv_block_size] * np.int64(batch.kv_block_size)
         row[: len(prefix)] += prefix % batch.kv_block_size
         if len(prefix):
-            row[len(prefix) :] = row[
-                0
-            ]  # a slot of its own, so that no other sequence's values are touched
+            row[len(prefix) :] = row[0]  # a slot of its own, so that no other sequence's values are touched
 
     inflight_cells: slice | Tensor
     rows: slice | Tensor
@@ -168,12 +140,7 @@ def _build(batch: RaggedBatch, sequences: list[int]) -> PaddedGroup:
             rows = slice(0, batch.num_rows)
         else:
             rows = torch.from_numpy(
-                np.concatenate(
-                    [
-                        np.arange(cu_rows[s], cu_rows[s + 1], dtype=np.int64)
-                        for s in sequences
-                    ]
-                )
+                np.concatenate([np.arange(cu_rows[s], cu_rows[s + 1], dtype=np.int64) for s in sequences])
             ).to(device)
         if min(num_rows) < max_rows:
             cells = [i * max_rows + np.arange(n) for i, n in enumerate(num_rows)]

@@ -38,9 +38,7 @@ def ragged_attention(
     """
     groups = padded_groups(batch)
     if len(groups) == 1:
-        return _attend(
-            query, key, value, kv_pages, groups[0], scale, sliding_window, softcap
-        )
+        return _attend(query, key, value, kv_pages, groups[0], scale, sliding_window, softcap)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for group in groups:
         rows = group.rows
@@ -70,39 +68,25 @@ def _attend(
     _, num_heads, head_dim = query.shape
     num_sequences, num_kv_heads = group.num_sequences, key.shape[1]
 
-    gathered = kv_pages.flatten(1, 2).index_select(
-        1, group.slots
-    )  # [2, num_sequences · max_keys, kv heads, dim]
+    gathered = kv_pages.flatten(1, 2).index_select(1, group.slots)  # [2, num_sequences · max_keys, kv heads, dim]
     keys, values = gathered.unbind(0)
     keys[group.inflight_cells] = key
     values[group.inflight_cells] = value
-    keys = keys.view(num_sequences, group.max_keys, num_kv_heads, head_dim).transpose(
-        1, 2
-    )
-    values = values.view(
-        num_sequences, group.max_keys, num_kv_heads, head_dim
-    ).transpose(1, 2)
+    keys = keys.view(num_sequences, group.max_keys, num_kv_heads, head_dim).transpose(1, 2)
+    values = values.view(num_sequences, group.max_keys, num_kv_heads, head_dim).transpose(1, 2)
 
     if group.row_cells is not None:
         padded = query.new_zeros(num_sequences * group.max_rows, num_heads, head_dim)
         query = padded.index_copy_(0, group.row_cells, query)
-    queries = query.view(num_sequences, group.max_rows, num_heads, head_dim).transpose(
-        1, 2
-    )
+    queries = query.view(num_sequences, group.max_rows, num_heads, head_dim).transpose(1, 2)
 
     mask = group.mask(sliding_window, query.dtype)
     if softcap is None:
-        output = scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True
-        )
+        output = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
     else:
         output = _softcapped(queries, keys, values, mask, scale, softcap)
-    output = output.transpose(1, 2).reshape(
-        num_sequences * group.max_rows, num_heads, head_dim
-    )
-    return (
-        output if group.row_cells is None else output.index_select(0, group.row_cells)
-    )
+    output = output.transpose(1, 2).reshape(num_sequences * group.max_rows, num_heads, head_dim)
+    return output if group.row_cells is None else output.index_select(0, group.row_cells)
 
 
 def _softcapped(
@@ -115,12 +99,8 @@ def _softcapped(
 ) -> Tensor:
     """What torch's fused attention cannot do: scores pass through tanh before the mask; in fp32."""
     num_sequences, num_kv_heads, _, _ = keys.shape
-    grouped = queries.reshape(
-        num_sequences, num_kv_heads, -1, *queries.shape[2:]
-    )  # [s, kv head, group, row, dim]
-    scores = (
-        grouped.float() @ keys.float().unsqueeze(2).transpose(3, 4) * (scale / softcap)
-    )
+    grouped = queries.reshape(num_sequences, num_kv_heads, -1, *queries.shape[2:])  # [s, kv head, group, row, dim]
+    scores = grouped.float() @ keys.float().unsqueeze(2).transpose(3, 4) * (scale / softcap)
     scores = torch.tanh(scores) * softcap
     if mask is not None:
         scores = scores + mask.unsqueeze(1)

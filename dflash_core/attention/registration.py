@@ -1,0 +1,98 @@
+"""Our attention as an attention implementation of `transformers`: `attn_implementation="paged_tree"`.
+
+Arguments that a model's forward does not know pass down to its attention function: so `PagedStep` travels as the
+keyword argument `paged_step`, and no mask is built (transformers makes masks only for implementations that register
+a mask function).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from dflash_core.attention.batch import RaggedBatch
+from dflash_core.attention.ragged import ragged_attention
+from dflash_core.cache.pools import KvPool
+from dflash_core.errors import UnsupportedModel
+
+PAGED_TREE = "paged_tree"  # a name with "flash" in it would make transformers look for a flash-attention kernel
+
+# What models pass along that says nothing which the batch's own metadata does not say.
+_IGNORED_ARGUMENTS = frozenset({"position_ids", "use_cache", "cache_position", "output_attentions"})
+
+
+@dataclass(frozen=True, slots=True)
+class PagedStep:
+    """One forward: its rows, and where their keys and values go. Prefill rows come first, tree rows after them."""
+
+    batch: RaggedBatch
+    pool: KvPool
+    num_prefill_rows: int
+    prefill_slots: Tensor  # [num_prefill_rows] int64
+
+    def store(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
+        """Prefill rows to pages at once, tree rows to the staging buffer. Both `[num_rows, num_kv_heads, head_dim]`."""
+        split = self.num_prefill_rows
+        if split:
+            self.pool.write(layer_idx, self.prefill_slots, key[:split], value[:split])
+        if split < len(key):
+            self.pool.stage(layer_idx, key[split:], value[split:])
+
+
+def register_paged_tree() -> None:
+    """Makes `paged_tree` known to transformers; calling it again does nothing."""
+    AttentionInterface.register(PAGED_TREE, paged_tree_attention)
+
+
+def paged_tree_attention(
+    module: nn.Module,
+    query: Tensor,  # [1, num_heads, num_rows, head_dim]
+    key: Tensor,  # [1, num_kv_heads, num_rows, head_dim]
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    paged_step: PagedStep,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: object,
+) -> tuple[Tensor, None]:
+    """What a model's attention layer calls. Returns `[1, num_rows, num_heads, head_dim]` and no weights.
+
+    Raises `UnsupportedModel` for an argument that would change the result and is not implemented.
+    """
+    assert attention_mask is None, "a mask was built although the batch's metadata replace it"
+    refuse_unknown_arguments(others)
+    if dropout:
+        raise UnsupportedModel(f"attention dropout {dropout}: the model is in training mode")
+    layer_idx = module.layer_idx
+    assert isinstance(layer_idx, int)
+    rows_key, rows_value = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    output = ragged_attention(
+        query[0].transpose(0, 1),
+        rows_key,
+        rows_value,
+        paged_step.pool.layer(layer_idx),
+        paged_step.batch,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+    )
+    paged_step.store(layer_idx, rows_key, rows_value)
+    return output.unsqueeze(0), None
+
+
+def refuse_unknown_arguments(others: dict[str, object]) -> None:
+    """Raises `UnsupportedModel` that names the arguments which are set and not implemented."""
+    unknown = [
+        name
+        for name, given in others.items()
+        if given is not None and name not in _IGNORED_ARGUMENTS and not (name == "is_causal" and given is True)
+    ]
+    if unknown:
+        raise UnsupportedModel(
+            f"the model passes {', '.join(sorted(unknown))} to its attention, which this server does not implement"
+        )
