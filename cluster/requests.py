@@ -57,6 +57,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     statistics: GenerationStatistics | None = None
     error: DFlashError | None = None
+    num_tree_nodes: int = 0  # verified for these tokens, without the root: a client that stops early can still count
 
     @property
     def is_last(self) -> bool:

@@ -249,9 +249,12 @@ class SequenceTokens(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     STATISTICS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    NUM_TREE_NODES_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     finish_reason: _builtins.str
     """"", "stop" or "length" """
+    num_tree_nodes: _builtins.int
+    """verified for these tokens, without the root"""
     @_builtins.property
     def token_ids(self) -> _common_pb2.Int32Array: ...
     @_builtins.property
@@ -270,10 +273,11 @@ class SequenceTokens(_message.Message):
         finish_reason: _builtins.str = ...,
         statistics: Global___Statistics | None = ...,
         failure: Global___Failure | None = ...,
+        num_tree_nodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "statistics", b"statistics", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "finish_reason", b"finish_reason", "sequence_id", b"sequence_id", "statistics", b"statistics", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "finish_reason", b"finish_reason", "num_tree_nodes", b"num_tree_nodes", "sequence_id", b"sequence_id", "statistics", b"statistics", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
