@@ -1,0 +1,133 @@
+"""The *commit* stage: applies a round's outcomes to its sequences and collects what the clients get."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from cluster.requests import EventSink, TokenEvent
+from cluster.router.planning import RoundPlan
+from cluster.router.sequence import Phase, Sequence
+from cluster.router.timings import RoundTimings
+from dflash_core.contracts import Outcome, OutcomeStatus, Prefill, RoundResult, TreeRows
+from dflash_core.errors import DFlashError, InvalidRequest, ProtocolError
+
+
+class SequenceKeeper(Protocol):
+    """The part of the router that this stage needs."""
+
+    def finish(self, sequence: Sequence) -> None:
+        """Takes a sequence out of every table and frees what target and drafter hold of it."""
+        ...
+
+    def prefill_again(self, sequence: Sequence, reason: str) -> None:
+        """On the same target, under a higher attempt. Bounded by `max_retries`."""
+        ...
+
+    def wait_again(self, sequence: Sequence, reason: str) -> None:
+        """Gives its blocks back and puts it in front of the queue, under a higher attempt. Bounded likewise."""
+        ...
+
+    def fail(self, sequence: Sequence, error: DFlashError) -> None: ...
+
+
+class EventBatch:
+    """The events of one round, one list per client."""
+
+    def __init__(self) -> None:
+        self._events: dict[int, tuple[EventSink, list[TokenEvent]]] = {}
+
+    def add(self, sink: EventSink, event: TokenEvent) -> None:
+        self._events.setdefault(id(sink), (sink, []))[1].append(event)
+
+    def send(self) -> None:
+        for sink, events in self._events.values():
+            sink.put(events)
+
+
+def check_result(plan: RoundPlan, result: RoundResult) -> None:
+    """Raises `ProtocolError` unless the outcomes are those of the plan, in its order."""
+    wanted = [piece.key for piece in (*plan.request.prefills, *plan.request.trees)]
+    got = [outcome.key for outcome in result.outcomes]
+    if wanted != got:
+        raise ProtocolError(f"round {result.round_id}: wanted outcomes of {wanted}, got {got}")
+
+
+def commit_round(
+    plan: RoundPlan, result: RoundResult, keeper: SequenceKeeper, timings: RoundTimings, now: float
+) -> None:
+    """Raises `ProtocolError` before anything is committed when the result does not answer the plan."""
+    check_result(plan, result)
+    pieces: tuple[Prefill | TreeRows, ...] = (*plan.request.prefills, *plan.request.trees)
+    events = EventBatch()
+    timings.rounds += 1
+    for sequence, piece, outcome in zip(plan.sequences, pieces, result.outcomes, strict=True):
+        if sequence.phase is Phase.DONE or sequence.key != outcome.key:
+            continue  # cancelled, or sent elsewhere, while the round ran
+        if outcome.status is not OutcomeStatus.OK:
+            _not_ok(sequence, outcome, keeper)
+            continue
+        if isinstance(piece, Prefill):
+            timings.prefill_tokens += len(piece.token_ids)
+            chosen = _commit_prefill(sequence, piece, outcome, keeper)
+        else:
+            timings.tree_sequences += 1
+            timings.tree_nodes += piece.tree.num_nodes
+            chosen = _commit_tree(sequence, piece, outcome, keeper)
+        if not chosen:
+            continue
+        kept, finish = sequence.append(chosen, now)
+        timings.output_tokens += len(kept)
+        token_ids = np.asarray(kept, dtype=np.int32)
+        statistics = sequence.statistics(now) if finish is not None else None
+        events.add(sequence.sink, TokenEvent(sequence.request.sequence_id, token_ids, finish, statistics))
+        if finish is not None:
+            keeper.finish(sequence)
+    events.send()
+
+
+def _commit_prefill(sequence: Sequence, chunk: Prefill, outcome: Outcome, keeper: SequenceKeeper) -> list[int]:
+    end = chunk.start + len(chunk.token_ids)
+    if outcome.cached_len != end or (outcome.bonus_token >= 0) != chunk.is_last:
+        keeper.prefill_again(
+            sequence,
+            f"prefill up to {end} (last: {chunk.is_last}) answered with cached_len {outcome.cached_len} "
+            f"and token {outcome.bonus_token}",
+        )
+        return []
+    sequence.prefilled = end
+    if not chunk.is_last:
+        return []
+    sequence.phase = Phase.RUNNING
+    sequence.rounds += 1
+    return [outcome.bonus_token]
+
+
+def _commit_tree(sequence: Sequence, piece: TreeRows, outcome: Outcome, keeper: SequenceKeeper) -> list[int]:
+    expected = piece.root_position + outcome.num_accepted + 1
+    if outcome.cached_len != expected or outcome.bonus_token < 0:
+        keeper.prefill_again(
+            sequence,
+            f"root at {piece.root_position}, {outcome.num_accepted} accepted: expected cached_len {expected} and a "
+            f"token, got {outcome.cached_len} and {outcome.bonus_token}",
+        )
+        return []
+    sequence.rounds += 1
+    sequence.tree_nodes += piece.tree.num_nodes
+    sequence.accepted_tokens += outcome.num_accepted
+    return [*outcome.token_ids.tolist(), outcome.bonus_token]
+
+
+def _not_ok(sequence: Sequence, outcome: Outcome, keeper: SequenceKeeper) -> None:
+    """Each status by its rule (ARCHITECTURE section 8); none concerns the other sequences of the round."""
+    reason = f"{outcome.status.value}: {outcome.message}" if outcome.message else outcome.status.value
+    match outcome.status:
+        case OutcomeStatus.INVALID:
+            keeper.fail(sequence, InvalidRequest(outcome.message or "the target refused the request"))
+        case OutcomeStatus.OUT_OF_BLOCKS:
+            keeper.wait_again(sequence, reason)
+        case _:  # unknown there, or the target stands elsewhere, or holds a higher attempt
+            keeper.prefill_again(sequence, reason)
+
+

@@ -1,0 +1,98 @@
+"""The *plan* stage: one round's request, from what its sequences need and what the target can take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.router.links import TargetLink
+from cluster.router.sequence import Phase, Sequence
+from cluster.router.settings import RouterSettings
+from cluster.router.tree_planner import TreePlanner
+from dflash_core.contracts import Prefill, Refill, RoundRequest, TreeRows
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """A request and the sequences behind its pieces, in the order of the outcomes: prefills, then trees."""
+
+    request: RoundRequest
+    sequences: tuple[Sequence, ...]
+
+    @property
+    def has_rows(self) -> bool:
+        return bool(self.sequences)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.sequences or self.request.releases or self.request.refills)
+
+
+def plan_round(
+    round_id: int, link: TargetLink, planner: TreePlanner, settings: RouterSettings, num_waiting: int
+) -> RoundPlan:
+    """Fills `max_rows`: a root of every running sequence first, then prefill chunks, then draft nodes.
+
+    Prefill comes before nodes, since a node is a guess and a prompt token is not.
+    """
+    ready = [sequence for sequence in link.sequences if sequence.is_announced]
+    running = [sequence for sequence in ready if sequence.phase is Phase.RUNNING]
+    rows_left = link.info.max_rows - len(running)
+    prefilling, prefills = _prefill_chunks(ready, min(rows_left, settings.prefill_chunk_tokens))
+    rows_left -= sum(len(prefill.token_ids) for prefill in prefills)
+    max_nodes = min(rows_left, link.info.max_tree_rows - len(running))
+    trees = tuple(
+        TreeRows(sequence.key, sequence.root_position, tree)
+        for sequence, tree in zip(running, planner.build(running, max_nodes), strict=True)
+    )
+    request = RoundRequest(
+        round_id=round_id,
+        prefills=prefills,
+        trees=trees,
+        releases=link.take_releases(),
+        refills=_refills(ready),
+        timeout_ms=settings.round_timeout_ms,
+        queued_sequences=num_waiting,
+    )
+    for sequence in running:
+        sequence.draft = None  # good for this root only
+    return RoundPlan(request, (*prefilling, *running))
+
+
+def _prefill_chunks(ready: list[Sequence], max_tokens: int) -> tuple[list[Sequence], tuple[Prefill, ...]]:
+    """First come, first served: a later prompt gets rows only when the earlier ones need no more."""
+    sequences: list[Sequence] = []
+    chunks: list[Prefill] = []
+    for sequence in ready:
+        if max_tokens <= 0:
+            break
+        if sequence.phase is not Phase.PREFILLING:
+            continue
+        start = sequence.prefilled
+        token_ids = sequence.prefill_tokens(start, max_tokens)
+        max_tokens -= len(token_ids)
+        drafter = sequence.drafter
+        sequences.append(sequence)
+        chunks.append(
+            Prefill(
+                key=sequence.key,
+                token_ids=token_ids,
+                start=start,
+                is_last=start + len(token_ids) == len(sequence.token_ids),
+                num_prompt_tokens=sequence.request.num_prompt_tokens,
+                sampling=sequence.request.sampling,
+                drafter_address=drafter.address if drafter is not None and sequence.drafter_knows else "",
+                features_from=start,
+            )
+        )
+    return sequences, tuple(chunks)
+
+
+def _refills(ready: list[Sequence]) -> tuple[Refill, ...]:
+    refills: list[Refill] = []
+    for sequence in ready:
+        drafter = sequence.drafter
+        if sequence.refill_from is None or drafter is None or drafter.is_lost:
+            continue
+        refills.append(Refill(sequence.key, sequence.refill_from, drafter.address))
+        sequence.refill_from = None
+    return tuple(refills)

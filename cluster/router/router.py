@@ -1,0 +1,324 @@
+"""The router: admits requests, places them on targets and drafters, and keeps them alive when those die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from functools import partial
+from itertools import count
+
+import numpy as np
+
+from cluster.requests import EventSink, FinishReason, GenerationRequest, TokenEvent
+from cluster.router.admission import check_request
+from cluster.router.links import DrafterLink, TargetLink
+from cluster.router.rounds import RoundLoop
+from cluster.router.sequence import Phase, Sequence
+from cluster.router.settings import RouterSettings
+from cluster.router.timings import RoundTimings
+from dflash_core.contracts import Drafter, SequenceKey, Target, TargetInfo
+from dflash_core.errors import CheckpointMismatch, DeadlineExceeded, DFlashError, Overloaded, Unavailable
+
+logger = logging.getLogger(__name__)
+
+_NO_TOKENS = np.empty(0, dtype=np.int32)
+
+
+class Router:
+    """All methods must be called on the event loop it was made in; nothing in here blocks it.
+
+    Life: `Router(settings)`, `add_target(...)`, `add_drafter(...)`, `submit(...)` …, `await close()`.
+    A sequence is named by its client's `EventSink` and the request's `sequence_id`; two clients may use one id.
+    """
+
+    def __init__(self, settings: RouterSettings | None = None) -> None:
+        self.settings = settings or RouterSettings()
+        self.timings = RoundTimings()
+        self._targets: dict[Target, TargetLink] = {}
+        self._drafters: dict[Drafter, DrafterLink] = {}
+        self._tasks: dict[TargetLink, asyncio.Task[None]] = {}
+        self._sequences: dict[tuple[EventSink, str], Sequence] = {}
+        self._waiting: deque[Sequence] = deque()  # in the order of submission; failed-over ones in front
+        # Ids must differ between clients, and between routers that share a drafter.
+        self._name = secrets.token_hex(4)
+        self._numbers = count(1)
+
+    # --- what it is made of
+
+    @property
+    def target_info(self) -> TargetInfo | None:
+        """Of the target that was added first among those here; None while there is none."""
+        return next((link.info for link in self._targets.values()), None)
+
+    @property
+    def is_ready(self) -> bool:
+        """A round can run now."""
+        return bool(self._targets)
+
+    @property
+    def num_targets(self) -> int:
+        return len(self._targets)
+
+    @property
+    def num_drafters(self) -> int:
+        return len(self._drafters)
+
+    @property
+    def num_running(self) -> int:
+        return sum(len(link.sequences) for link in self._targets.values())
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_active(self) -> int:
+        return len(self._sequences)
+
+    def add_target(self, target: Target) -> None:
+        """Raises `CheckpointMismatch` where the target is not the same model as those already here."""
+        link = TargetLink(target, self.settings.max_running)
+        for other in self._targets.values():
+            ours, theirs = other.info, link.info
+            if (ours.weights_fingerprint, ours.vocab_size) != (theirs.weights_fingerprint, theirs.vocab_size):
+                raise CheckpointMismatch(
+                    f"target {theirs.model!r} (weights {theirs.weights_fingerprint}, vocabulary {theirs.vocab_size}) "
+                    f"is not the model served here: {ours.model!r} (weights {ours.weights_fingerprint}, "
+                    f"vocabulary {ours.vocab_size})"
+                )
+        self._targets[target] = link
+        for drafter in self._drafters.values():
+            self._warn_unless_paired(link.info, drafter)
+        rounds = RoundLoop(link, self, self.settings, self.timings)
+        task = asyncio.create_task(rounds.run(), name=f"rounds of {link.info.model}")
+        task.add_done_callback(partial(self._rounds_ended, link))
+        self._tasks[link] = task
+        for sequence in self._waiting:
+            if link.could_hold(sequence):
+                sequence.stop_failover_timer()
+        self._place_waiting()
+
+    def remove_target(self, target: Target, reason: str = "it was removed") -> None:
+        """Its sequences are prefilled on another target, or wait for one at most `failover_timeout_s`."""
+        link = self._targets.get(target)
+        if link is not None:
+            self.target_lost(link, reason)
+
+    def add_drafter(self, drafter: Drafter) -> None:
+        """Raises `CheckpointMismatch` when it fits none of the targets here."""
+        link = DrafterLink(drafter)
+        paired = [self._warn_unless_paired(target.info, link) for target in self._targets.values()]
+        if paired and not any(paired):
+            info = next(iter(self._targets.values())).info
+            raise CheckpointMismatch(
+                f"drafter {link.info.model!r} has fc fingerprint {link.info.fingerprint!r}, "
+                f"target {info.model!r} applies {info.fc_fingerprint!r}"
+            )
+        self._drafters[drafter] = link
+
+    def remove_drafter(self, drafter: Drafter, reason: str = "it was removed") -> None:
+        """Its sequences go on, first with the root alone, then on another drafter."""
+        link = self._drafters.get(drafter)
+        if link is not None:
+            self.drafter_lost(link, reason)
+
+    # --- clients
+
+    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+        """Starts a generation whose events go to `sink`.
+
+        Raises `InvalidRequest` (of it `PromptTooLong`), `Overloaded`, or `Unavailable` where there is no target.
+        """
+        if not self._targets:
+            raise Unavailable("no target is connected to this router")
+        handle = (sink, request.sequence_id)
+        check_request(request, [link.info for link in self._targets.values()], handle in self._sequences)
+        if len(self._waiting) >= self.settings.max_waiting:
+            raise Overloaded(f"{len(self._waiting)} requests are waiting, the limit is {self.settings.max_waiting}")
+        loop = asyncio.get_running_loop()
+        sequence = Sequence(
+            request=request,
+            sink=sink,
+            key=SequenceKey(f"{request.sequence_id}.{self._name}.{next(self._numbers)}", 1),
+            submitted_at=time.monotonic(),
+            token_ids=np.asarray(request.token_ids).tolist(),
+        )
+        finish = _finished_before(sequence)
+        if finish is not None:
+            statistics = sequence.statistics(sequence.submitted_at)
+            sink.put([TokenEvent(request.sequence_id, _NO_TOKENS, finish, statistics)])
+            return
+        self._sequences[handle] = sequence
+        if request.timeout_ms > 0:
+            sequence.timer = loop.call_later(request.timeout_ms / 1e3, self._expire, sequence)
+        self._waiting.append(sequence)
+        self._place_waiting()
+
+    def cancel(self, sequence_id: str, sink: EventSink) -> None:
+        """No further event follows. Blocks are free within one round. An unknown id may just be done."""
+        sequence = self._sequences.get((sink, sequence_id))
+        if sequence is not None:
+            self.finish(sequence)
+
+    def release_client(self, sink: EventSink) -> None:
+        """Cancels all sequences of a client that is gone."""
+        for sequence in [sequence for sequence in self._sequences.values() if sequence.sink is sink]:
+            self.finish(sequence)
+
+    async def close(self, reason: str = "the router is shutting down") -> None:
+        """Fails what is left with `Unavailable` and stops the round loops."""
+        for sequence in list(self._sequences.values()):
+            self.fail(sequence, Unavailable(reason))
+        tasks = list(self._tasks.values())
+        for link in list(self._targets.values()):
+            self._forget_target(link)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- sequences: RoundHost
+
+    def finish(self, sequence: Sequence) -> None:
+        """Takes a sequence out of every table and frees what target and drafter hold of it."""
+        if sequence.phase is Phase.DONE:
+            return
+        if sequence.phase is Phase.WAITING:
+            self._waiting.remove(sequence)
+        sequence.phase = Phase.DONE
+        sequence.stop_timers()
+        sequence.leave_drafter()
+        if sequence.target is not None:
+            sequence.target.remove(sequence)
+        del self._sequences[sequence.sink, sequence.request.sequence_id]
+        self._place_waiting()
+
+    def fail(self, sequence: Sequence, error: DFlashError) -> None:
+        if sequence.phase is Phase.DONE:
+            return
+        self.finish(sequence)
+        sequence.sink.put([TokenEvent(sequence.request.sequence_id, _NO_TOKENS, error=error)])
+
+    def prefill_again(self, sequence: Sequence, reason: str) -> None:
+        """On the same target, under a higher attempt. Bounded by `max_retries`."""
+        if sequence.target is None or not self._may_retry(sequence, reason):
+            return
+        sequence.target.release(sequence.key)
+        sequence.next_attempt()
+        sequence.phase = Phase.PREFILLING
+
+    def wait_again(self, sequence: Sequence, reason: str) -> None:
+        """Gives its blocks back and puts it in front of the queue, under a higher attempt. Bounded likewise."""
+        if sequence.target is None or not self._may_retry(sequence, reason):
+            return
+        sequence.target.remove(sequence)
+        sequence.next_attempt()
+        sequence.phase = Phase.WAITING
+        self._waiting.appendleft(sequence)
+        self._place_waiting()
+
+    def _may_retry(self, sequence: Sequence, reason: str) -> bool:
+        if sequence.phase is Phase.DONE:
+            return False
+        sequence.retries += 1
+        if sequence.retries > self.settings.max_retries:
+            self.fail(sequence, Unavailable(f"given up after {self.settings.max_retries} retries; last: {reason}"))
+            return False
+        logger.warning("sequence %s starts again (%d): %s", sequence.key, sequence.retries, reason)
+        return True
+
+    def _expire(self, sequence: Sequence) -> None:
+        self.fail(sequence, DeadlineExceeded(f"timeout_ms {sequence.request.timeout_ms} ran out"))
+
+    # --- placement: RoundHost
+
+    def choose_drafter(self, target: TargetLink) -> DrafterLink | None:
+        """The least used drafter that understands this target's features."""
+        fc_fingerprint = target.info.fc_fingerprint
+        if not fc_fingerprint:
+            return None
+        fitting = [link for link in self._drafters.values() if link.info.fingerprint == fc_fingerprint]
+        return min(fitting, key=lambda link: link.num_sequences, default=None)
+
+    def _place_waiting(self) -> None:
+        """First come, first served: the head of the queue goes to the target with the fewest sequences."""
+        for sequence in list(self._waiting):
+            able = [link for link in self._targets.values() if link.could_hold(sequence)]
+            if not able:
+                continue  # its failover timer runs; it must not hold up those that fit a smaller target
+            roomy = [link for link in able if link.has_room_for(sequence)]
+            if not roomy:
+                return
+            self._waiting.remove(sequence)
+            sequence.stop_failover_timer()
+            sequence.phase = Phase.PREFILLING
+            if sequence.admitted_at is None:
+                sequence.admitted_at = time.monotonic()
+            min(roomy, key=lambda link: len(link.sequences)).admit(sequence)
+
+    def target_lost(self, link: TargetLink, reason: str) -> None:
+        if link.is_lost:
+            return
+        logger.warning("target %r is lost with %d sequences: %s", link.info.model, len(link.sequences), reason)
+        sequences = list(link.sequences)
+        self._forget_target(link)
+        for sequence in reversed(sequences):
+            link.remove(sequence)
+            sequence.next_attempt()
+            sequence.phase = Phase.WAITING
+            self._waiting.appendleft(sequence)
+        for sequence in sequences:
+            self._may_retry(sequence, f"target lost: {reason}")
+        loop = asyncio.get_running_loop()
+        for sequence in self._waiting:
+            if sequence.failover_timer is None and not any(o.could_hold(sequence) for o in self._targets.values()):
+                sequence.failover_timer = loop.call_later(
+                    self.settings.failover_timeout_s, self._give_up, sequence, reason
+                )
+        self._place_waiting()
+
+    def _forget_target(self, link: TargetLink) -> None:
+        link.is_lost = True
+        link.wake.set()
+        del self._targets[link.target]
+        task = self._tasks.pop(link)
+        if task is not asyncio.current_task():
+            task.cancel()
+
+    def _rounds_ended(self, link: TargetLink, task: asyncio.Task[None]) -> None:
+        """A round loop ends by itself only with its target; any error in it must not leave sequences behind."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the round loop of target %r broke", link.info.model, exc_info=error)
+            self.target_lost(link, f"its round loop broke: {error!r}")
+
+    def _give_up(self, sequence: Sequence, reason: str) -> None:
+        waited = self.settings.failover_timeout_s
+        self.fail(sequence, Unavailable(f"no target came back within {waited} s of losing the last: {reason}"))
+
+    def drafter_lost(self, link: DrafterLink, reason: str) -> None:
+        if link.is_lost:
+            return
+        logger.warning("drafter %r is lost with %d sequences: %s", link.address, link.num_sequences, reason)
+        link.is_lost = True
+        del self._drafters[link.drafter]
+
+    def _warn_unless_paired(self, target: TargetInfo, drafter: DrafterLink) -> bool:
+        if target.fc_fingerprint == drafter.info.fingerprint:
+            return True
+        logger.warning(
+            "drafter %r (fc fingerprint %r) cannot serve target %r (which applies fc %r)",
+            drafter.info.model,
+            drafter.info.fingerprint,
+            target.model,
+            target.fc_fingerprint,
+        )
+        return False
+
+
+def _finished_before(sequence: Sequence) -> FinishReason | None:
+    """A resubmission may come with everything already received but the word that it was the end."""
+    if sequence.num_wanted <= 0:
+        return FinishReason.LENGTH
+    if sequence.num_output > 0 and sequence.token_ids[-1] in sequence.stop_ids:
+        return FinishReason.STOP
+    return None

@@ -1,0 +1,147 @@
+"""One sequence as the router knows it, from submission to its last token."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics
+from dflash_core.contracts import Draft, SequenceKey, TokenIds
+
+if TYPE_CHECKING:
+    from cluster.router.links import DrafterLink, TargetLink
+
+
+class Phase(Enum):
+    WAITING = "waiting"  # no target holds it
+    PREFILLING = "prefilling"  # a target holds its blocks; its tokens are being prefilled
+    RUNNING = "running"  # its root waits to be verified in every round
+    DONE = "done"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """`token_ids` are all committed tokens: prompt, tokens received before a resubmission, tokens of this router.
+
+    The root is the last of them; while the sequence runs, the target's cached_len is one less than their number.
+    """
+
+    request: GenerationRequest
+    sink: EventSink
+    key: SequenceKey
+    submitted_at: float
+    token_ids: list[int]
+    phase: Phase = Phase.WAITING
+    target: TargetLink | None = None
+    drafter: DrafterLink | None = None
+    drafter_knows: bool = False  # the drafter was told of this attempt
+    is_announced: bool = False  # a draft stage has seen this attempt: its drafter, if any, knows of it
+    prefilled: int = 0  # tokens of this attempt in the target's KV, while prefilling
+    draft: Draft | None = None  # for the present root
+    refill_from: int | None = None  # first position whose feature the drafter lacks; goes with the next round
+    skip_drafts: int = 0  # rounds to go on with the root alone, while a refill is on its way
+    num_refills: int = 0  # in a row, without a draft in between
+    retries: int = 0
+    timer: asyncio.TimerHandle | None = None  # the request's own deadline
+    failover_timer: asyncio.TimerHandle | None = None
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    rounds: int = 0
+    tree_nodes: int = 0
+    accepted_tokens: int = 0
+    stop_ids: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stop_ids = frozenset(self.request.stop_token_ids)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.token_ids) - self.request.num_prompt_tokens
+
+    @property
+    def num_wanted(self) -> int:
+        return self.request.max_tokens - self.num_output
+
+    @property
+    def num_total(self) -> int:
+        """Tokens it can reach: what its blocks are reserved for."""
+        return self.request.num_prompt_tokens + self.request.max_tokens
+
+    @property
+    def root_position(self) -> int:
+        return len(self.token_ids) - 1
+
+    def prefill_tokens(self, start: int, num_tokens: int) -> TokenIds:
+        return np.asarray(self.token_ids[start : start + num_tokens], dtype=np.int32)
+
+    def append(self, token_ids: list[int], now: float) -> tuple[list[int], FinishReason | None]:
+        """Commits new tokens up to the first stop token or `max_tokens`; returns those kept, and why it ends here."""
+        kept = token_ids[: self.num_wanted]
+        finish = FinishReason.LENGTH if len(kept) == self.num_wanted else None
+        if self.stop_ids:
+            for index, token_id in enumerate(kept):
+                if token_id in self.stop_ids:
+                    kept, finish = kept[: index + 1], FinishReason.STOP
+                    break
+        self.token_ids.extend(kept)
+        if self.first_token_at is None:
+            self.first_token_at = now
+        self.last_token_at = now
+        return kept, finish
+
+    def join_drafter(self, link: DrafterLink) -> None:
+        self.drafter = link
+        link.num_sequences += 1
+
+    def leave_drafter(self) -> None:
+        """Releases what the drafter holds of it, if it still lives."""
+        if self.drafter is not None:
+            self._release_at_drafter(self.drafter)
+            self.drafter.num_sequences -= 1
+            self.drafter = None
+
+    def _release_at_drafter(self, link: DrafterLink) -> None:
+        if self.drafter_knows and not link.is_lost:
+            link.release(self.key)
+        self.drafter_knows = False
+        self.draft = None
+        self.refill_from = None
+        self.skip_drafts = self.num_refills = 0
+
+    def next_attempt(self) -> None:
+        """Forgets what target and drafter hold: they will be told anew, under a higher attempt."""
+        if self.drafter is not None:
+            self._release_at_drafter(self.drafter)
+        self.key = SequenceKey(self.key.sequence_id, self.key.attempt + 1)
+        self.prefilled = 0
+        self.is_announced = False
+
+    def stop_timers(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.stop_failover_timer()
+
+    def stop_failover_timer(self) -> None:
+        if self.failover_timer is not None:
+            self.failover_timer.cancel()
+            self.failover_timer = None
+
+    def statistics(self, now: float) -> GenerationStatistics:
+        admitted = self.admitted_at if self.admitted_at is not None else now
+        first = self.first_token_at if self.first_token_at is not None else now
+        last = self.last_token_at if self.last_token_at is not None else first
+        return GenerationStatistics(
+            rounds=self.rounds,
+            tree_nodes=self.tree_nodes,
+            accepted_tokens=self.accepted_tokens,
+            output_tokens=self.num_output,
+            queue_ms=(admitted - self.submitted_at) * 1e3,
+            time_to_first_token_ms=(first - self.submitted_at) * 1e3,
+            decode_ms=(last - first) * 1e3,
+        )

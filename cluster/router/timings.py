@@ -1,0 +1,64 @@
+"""Where a round's time goes: named stages, summed in one place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+# The router's own stages. A target's and a drafter's come with their answers, as "target.…" and "drafter.…".
+PLAN = "router.plan"  # building trees and the request
+COMMIT = "router.commit"  # applying outcomes and handing out tokens
+VERIFY = "round.verify"  # request sent until result received
+DRAFT = "round.draft"  # draft requests sent until the round goes on
+IDLE = "round.idle"  # nothing to do
+
+
+@dataclass(slots=True)
+class StageTime:
+    """Sums of one stage since the last reset, in microseconds."""
+
+    count: int = 0
+    total_us: int = 0
+    max_us: int = 0
+
+    @property
+    def mean_us(self) -> float:
+        return self.total_us / self.count if self.count else 0.0
+
+
+@dataclass(slots=True)
+class RoundTimings:
+    """Sums per stage, and counts that say what a round was made of."""
+
+    stages: dict[str, StageTime] = field(default_factory=dict)
+    rounds: int = 0
+    prefill_tokens: int = 0
+    tree_sequences: int = 0  # trees verified, counted per sequence and round
+    tree_nodes: int = 0  # without roots
+    output_tokens: int = 0
+
+    def add(self, stage: str, duration_us: int) -> None:
+        entry = self.stages.get(stage)
+        if entry is None:
+            entry = self.stages[stage] = StageTime()
+        entry.count += 1
+        entry.total_us += duration_us
+        entry.max_us = max(entry.max_us, duration_us)
+
+    def add_all(self, prefix: str, stage_times_us: Mapping[str, int]) -> None:
+        for name, duration_us in stage_times_us.items():
+            self.add(f"{prefix}.{name}", duration_us)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            self.add(name, (time.perf_counter_ns() - begin) // 1000)
+
+    def reset(self) -> None:
+        self.stages.clear()
+        self.rounds = self.prefill_tokens = self.tree_sequences = self.tree_nodes = self.output_tokens = 0
