@@ -23,10 +23,11 @@ Seed = Annotated[int, typer.Option(help="Seed of weights and data order.")]
 @app.command()
 def target(work: Work = Path("training"), steps: int = 800, seed: Seed = 0, threads: Threads = 2) -> None:
     """Trains the tokenizer and the embedded target on the standard library's source. Resumes where it stopped."""
+    from dflash_core.training.corpus import standard_library
     from dflash_core.training.target import TargetRecipe, run
 
     torch.set_num_threads(threads)
-    print(f"saved in {run(TargetRecipe(steps=steps, seed=seed), work)}")
+    print(f"saved in {run(TargetRecipe(steps=steps, seed=seed), standard_library(), work)}")
 
 
 @app.command()

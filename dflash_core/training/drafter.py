@@ -43,6 +43,7 @@ class DrafterRecipe:
     steps: int = 1200
     learning_rate: float = 3e-3
     seed: int = 0
+    compiled: bool = True  # by torch.compile: a minute at the start
 
 
 @dataclass(frozen=True)
@@ -207,12 +208,12 @@ def run(
     drafter = DFlashDrafter(drafter_config(target, recipe))
     _start_from_target(drafter, target)
     block_loss = BlockLoss(target, drafter, recipe.gamma)
-    compiled = torch.compile(block_loss, dynamic=False)
+    forward = torch.compile(block_loss, dynamic=False) if recipe.compiled else block_loss
     sequences = Sequences(continuations, corpus, recipe)
 
     def loss_of(step: int, micro_batch: int) -> Tensor:
         batch = sequences.batch(step, micro_batch)
-        loss: Tensor = compiled(batch.token_ids, batch.anchors, batch.is_greedy)
+        loss: Tensor = forward(batch.token_ids, batch.anchors, batch.is_greedy)
         return loss
 
     settings = LoopSettings(recipe.steps, recipe.micro_batches, recipe.learning_rate)

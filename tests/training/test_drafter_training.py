@@ -1,0 +1,134 @@
+"""The drafter's loss against a slow restatement, its context, and the whole pipeline at a small size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from dflash_core.models.drafter import DFlashDrafter
+from dflash_core.models.drafter_files import load_drafter
+from dflash_core.training import drafter as drafter_training
+from dflash_core.training.continuations import ContinuationRecipe, read_shards, write_shards
+from dflash_core.training.corpus import SourceFile, standard_library
+from dflash_core.training.drafter import BlockLoss, DrafterRecipe, drafter_config
+from dflash_core.training.target import TargetRecipe
+from dflash_core.training.target import run as train_target
+
+VOCAB = 50
+RECIPE = DrafterRecipe(draft_block_size=4, target_layer_ids=(0, 2), gamma=3.0)
+
+
+@pytest.fixture(scope="module")
+def block_loss() -> BlockLoss:
+    torch.manual_seed(3)
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+    )
+    target = Qwen3ForCausalLM(config)
+    return BlockLoss(target, DFlashDrafter(drafter_config(target, RECIPE)), RECIPE.gamma)
+
+
+def _tokens(seed: int, length: int = 20) -> torch.Tensor:
+    return torch.randint(2, VOCAB, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_loss_equals_a_loop_over_blocks_and_slots(block_loss: BlockLoss) -> None:
+    token_ids, anchors = _tokens(0), torch.tensor([[1, 7, 18], [4, 5, 16]])
+    is_greedy = torch.tensor([True, False])
+    with torch.no_grad():
+        raw_features, target_logits = block_loss._target_pass(token_ids)
+        total, weight_sum = 0.0, 0.0
+        for row in range(2):
+            for anchor in anchors[row].tolist():
+                # A block alone, with a context that simply ends before its root.
+                logits = block_loss.draft_logits(
+                    token_ids[row : row + 1, : anchor + 1],
+                    torch.tensor([[anchor]]),
+                    raw_features[row : row + 1, : anchor + 1],
+                )[0, 0]
+                for slot in range(1, RECIPE.draft_block_size):
+                    if anchor + slot >= token_ids.shape[1]:
+                        continue
+                    weight = np.exp(-(slot - 1) / RECIPE.gamma)
+                    if is_greedy[row]:
+                        loss = F.cross_entropy(logits[slot - 1], token_ids[row, anchor + slot])
+                    else:
+                        loss = F.cross_entropy(logits[slot - 1], target_logits[row, anchor + slot - 1].softmax(-1))
+                    total += weight * float(loss)
+                    weight_sum += weight
+        assert float(block_loss(token_ids, anchors, is_greedy)) == pytest.approx(total / weight_sum, rel=1e-5)
+
+
+def test_a_block_sees_its_root_and_nothing_after_it(block_loss: BlockLoss) -> None:
+    token_ids, anchor = _tokens(1), 9
+    changed = token_ids.clone()
+    changed[:, anchor + 1 :] = (changed[:, anchor + 1 :] + 7) % VOCAB
+    with torch.no_grad():
+        before, after = (
+            block_loss.draft_logits(tokens, torch.full((2, 1), anchor), block_loss._target_pass(tokens)[0])
+            for tokens in (token_ids, changed)
+        )
+    assert torch.equal(before, after)
+
+
+def test_the_feature_of_the_root_itself_is_not_seen(block_loss: BlockLoss) -> None:
+    token_ids, anchor = _tokens(2), 9
+    with torch.no_grad():
+        raw_features, _ = block_loss._target_pass(token_ids)
+        changed = raw_features.clone()
+        changed[:, anchor:] += 1.0
+        anchors = torch.full((2, 1), anchor)
+        assert torch.equal(
+            block_loss.draft_logits(token_ids, anchors, raw_features),
+            block_loss.draft_logits(token_ids, anchors, changed),
+        )
+
+
+def test_pipeline_from_text_to_checkpoints(tmp_path: Path) -> None:
+    files = [file for file in standard_library() if file.name.startswith("json/")]
+    text = SourceFile(next(f"held_out_{i}.py" for i in range(999) if _held_out(f"held_out_{i}.py")), files[0].path)
+    target_recipe = TargetRecipe(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=16,
+        sequence_length=32, long_sequence_length=64, tokens_per_micro_batch=128, micro_batches=1, steps=6,
+        compiled=False,
+    )  # fmt: skip
+    target_folder = train_target(target_recipe, [*files, text], tmp_path)
+    tokens = np.load(tmp_path / "train.npy")
+    recipe = ContinuationRecipe(num_batches=10, batch_size=2, length=40, shortest_prompt=8, longest_prompt=12)
+    write_shards(target_folder, tokens, tmp_path / "continuations", recipe)
+    continuations = read_shards(tmp_path / "continuations", recipe.num_batches)
+    assert continuations.token_ids.shape == (20, 40)
+    assert continuations.is_greedy.mean() == pytest.approx(recipe.greedy_fraction)
+
+    drafter_recipe = DrafterRecipe(
+        target_layer_ids=(0, 2), sequences_per_micro_batch=2, micro_batches=2, anchors_per_sequence=6, steps=3,
+        compiled=False,
+    )  # fmt: skip
+    folder = drafter_training.run(target_folder, continuations, continuations, tokens, drafter_recipe, tmp_path)
+
+    drafter = load_drafter(folder)
+    assert drafter.config.draft_block_size == drafter_recipe.draft_block_size
+    AutoModelForCausalLM.from_pretrained(target_folder)
+    with safe_open(folder / "model.safetensors", "pt") as checkpoint:
+        assert {checkpoint.get_tensor(name).dtype for name in checkpoint.keys()} == {torch.bfloat16}
+    report = json.loads((folder / "training.json").read_text())
+    assert 1 <= report["held_out_acceptance"] <= drafter_recipe.draft_block_size
+
+
+def _held_out(name: str) -> bool:
+    return SourceFile(name, Path()).is_held_out
