@@ -80,7 +80,7 @@ class DFlashLayer(nn.Module):
     def __init__(self, config: DrafterConfig, qwen3: Qwen3Config, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = DFlashAttention(config, layer_idx)
-        self.mlp = Qwen3MLP(qwen3)  # type: ignore[no-untyped-call]
+        self.mlp = Qwen3MLP(qwen3)
         self.input_layernorm = Qwen3RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -144,5 +144,5 @@ def qwen3_config(config: DrafterConfig) -> Qwen3Config:
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of `[..., rows, heads, head_dim]` by cos and sin `[..., rows, head_dim]`."""
-    half_turned: Tensor = rotate_half(heads)  # type: ignore[no-untyped-call]
+    half_turned: Tensor = rotate_half(heads)
     return heads * cos.unsqueeze(-2) + half_turned * sin.unsqueeze(-2)

@@ -1,0 +1,86 @@
+"""What target and drafter share on disk: the target's embedding and head, which drafters use; the drafter's `fc`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dflash_core.errors import CheckpointMismatch
+from dflash_core.models.checkpoints import TargetConfig
+from dflash_core.models.drafter_files import CONTEXT_PROJECTION_NAMES
+from dflash_core.models.tensor_files import read_tensors, tensor_files
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingAndHead:
+    """A target's embedding and head without the layers between."""
+
+    embedding: Tensor  # [vocab_size, hidden]
+    head: Tensor  # [vocab_size, hidden]; the same tensor as `embedding` where tied
+    head_bias: Tensor | None  # [vocab_size]
+    embedding_scale: Tensor | None  # scalar in the embedding's dtype, as the target itself rounds it
+    logit_softcap: float | None
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        config: TargetConfig,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> EmbeddingAndHead:
+        """Reads only these tensors from the shards. Raises `CheckpointNotFound`, `CheckpointMismatch`."""
+        names = tensor_files(folder).keys()
+        embedding_name, head_name = _ending(names, "embed_tokens.weight"), _ending(names, "lm_head.weight")
+        bias_name = _ending(names, "lm_head.bias")
+        if embedding_name is None:
+            raise CheckpointMismatch(f"the target in {folder} has no tensor embed_tokens.weight")
+        if config.ties_embeddings:
+            head_name = None
+        wanted = [name for name in (embedding_name, head_name, bias_name) if name is not None]
+        stored = read_tensors(folder, wanted)
+        shape = [config.vocab_size, config.hidden_size]
+        for name, tensor in stored.items():
+            if list(tensor.shape) != shape[: tensor.dim()]:
+                raise CheckpointMismatch(
+                    f"the target's {name} has shape {list(tensor.shape)}, its config says {shape[: tensor.dim()]}"
+                )
+        tensors = {name: tensor.to(device, dtype) for name, tensor in stored.items()}
+        embedding = tensors[embedding_name]
+        return cls(
+            embedding=embedding,
+            head=embedding if head_name is None else tensors[head_name],
+            head_bias=None if bias_name is None else tensors[bias_name],
+            embedding_scale=None if config.embedding_scale == 1.0 else embedding.new_tensor(config.embedding_scale),
+            logit_softcap=config.logit_softcap,
+        )
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """`[...]` int64 to `[..., hidden]`."""
+        embedded = F.embedding(token_ids, self.embedding)
+        return embedded if self.embedding_scale is None else embedded * self.embedding_scale
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[..., hidden]` to `[..., vocab_size]`."""
+        logits = F.linear(hidden, self.head, self.head_bias)
+        return logits if self.logit_softcap is None else torch.tanh(logits / self.logit_softcap) * self.logit_softcap
+
+
+def fc_fingerprint(drafter_folder: Path) -> str:
+    """16 hex digits of the drafter's `fc` and `hidden_norm` as stored: features made by one fit no other."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(read_tensors(drafter_folder, CONTEXT_PROJECTION_NAMES).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _ending(names: Iterable[str], suffix: str) -> str | None:
+    """The one tensor with that name, whatever it is nested in (multimodal checkpoints nest the language model)."""
+    return next((name for name in sorted(names) if name == suffix or name.endswith("." + suffix)), None)
