@@ -1,0 +1,86 @@
+"""The drafter's ranking of its candidates, with the noise that the target will use (common random numbers).
+
+Daliri, Musco, Suresh, "Coupling without Communication and Drafter-Invariant Speculative Decoding" (2024); the penalty
+in place of a hard cut and the sharpness are this project's (ARCHITECTURE section 1).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dflash_core.sampling.kernels_cpu import rank_rows
+from dflash_core.sampling.noise_torch import gumbel
+from dflash_core.sampling.rows import SamplingRows
+from dflash_core.sampling.truncation import keep_mask, order_keys
+
+
+def rank_candidates(
+    logits: Tensor,
+    rows: SamplingRows,
+    vocab_size: int,
+    num_candidates: int,
+    sharpness: float,
+    truncation_penalty: float,
+    use_noise: bool,
+) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens of every row: ids int32 and log-probabilities fp32, both `[rows, num_candidates]`.
+
+    Score = log_softmax((l + T·g − c·[id outside the row's top-k, top-p, min-p]) / s), with g = 0 where `use_noise` is
+    off; a greedy row has log_softmax(l). Sorted best first, equal scores by the lowest id.
+
+    Args:
+        logits: l, any float dtype, `[rows, width]`; ids from `vocab_size` on are padding.
+        rows: on the device of `logits`; `positions` are those of the tokens predicted.
+        num_candidates: at most `vocab_size`.
+        sharpness: s, above 0.
+        truncation_penalty: c, in nats before division by s.
+    """
+    assert 0 < num_candidates <= vocab_size, (num_candidates, vocab_size)
+    assert sharpness > 0.0, sharpness
+    if logits.device.type != "cpu":
+        return rank_candidates_torch(logits, rows, vocab_size, num_candidates, sharpness, truncation_penalty, use_noise)
+    ids = np.empty((len(logits), num_candidates), np.int32)
+    scores = np.empty((len(logits), num_candidates), np.float32)
+    rank_rows(
+        logits.detach().float().contiguous().numpy(),
+        vocab_size,
+        rows.temperature.numpy(),
+        rows.top_k.numpy(),
+        rows.top_p.numpy(),
+        rows.min_p.numpy(),
+        rows.seeds.numpy(),
+        rows.positions.numpy(),
+        np.float32(sharpness),
+        np.float32(truncation_penalty),
+        use_noise,
+        ids,
+        scores,
+    )
+    return torch.from_numpy(ids), torch.from_numpy(scores)
+
+
+def rank_candidates_torch(
+    logits: Tensor,
+    rows: SamplingRows,
+    vocab_size: int,
+    num_candidates: int,
+    sharpness: float,
+    truncation_penalty: float,
+    use_noise: bool,
+) -> tuple[Tensor, Tensor]:
+    """`rank_candidates` on any device, with the noise of every id."""
+    values = logits.detach()[:, :vocab_size].float()
+    if rows.any_sampled:
+        is_greedy = (rows.temperature == 0.0)[:, None]
+        perturbed = values
+        if use_noise:
+            perturbed = perturbed + rows.temperature[:, None] * gumbel(rows.seeds, rows.positions, vocab_size)
+        if rows.any_truncated:
+            kept = keep_mask(values / torch.where(is_greedy, 1.0, rows.temperature[:, None]), rows)
+            perturbed = torch.where(kept, perturbed, perturbed - truncation_penalty)
+        values = torch.where(is_greedy, values, perturbed / sharpness)
+    best_keys = torch.topk(order_keys(values), num_candidates, dim=1).values
+    ids = 0x7FFFFFFF - (best_keys & 0x7FFFFFFF)
+    return ids.int(), torch.log_softmax(values, dim=1).gather(1, ids)

@@ -1,0 +1,314 @@
+"""numba kernels for one CPU core: choosing tokens and ranking candidates without noise for every id or a full sort.
+
+A row lives in a scratch buffer padded with −inf to whole chunks of `CHUNK` ids. Two exact bounds save the noise: a
+chunk whose best logit plus the largest possible noise cannot win is skipped whole, and within a chunk an id is skipped
+when its logit plus `NOISE_BOUNDS` of the top bits of its random word cannot win. What remains gets both logarithms.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from dflash_core.jit import jit
+from dflash_core.sampling.noise import MULTIPLIER_0, MULTIPLIER_1, NUM_PHILOX_ROUNDS, WEYL_0, WEYL_1
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Longs = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
+Words = npt.NDArray[np.uint32]
+
+CHUNK = 64
+NUM_BINS = 1024  # of (best − value), for the truncation border
+BINS_PER_NAT = np.float32(32.0)
+NEGLIGIBLE_NATS = np.float32(30.0)  # below the best: 150k such ids weigh 1.4e-8 of it together
+
+_MASK_32 = np.uint64(0xFFFFFFFF)
+_M0, _M1 = np.uint64(MULTIPLIER_0), np.uint64(MULTIPLIER_1)
+_W0, _W1 = np.uint64(WEYL_0), np.uint64(WEYL_1)
+_INF = np.float32(np.inf)
+_HALF, _U_STEP = np.float32(0.5), np.float32(2.0**-23)
+_ID_MASK = np.int64(0x7FFFFFFF)
+_NO_BORDER = np.int64(np.iinfo(np.int64).min)
+
+
+def _noise_bounds() -> Floats:
+    """Upper bounds of the fp32 noise: [0, 256) by the word's top 8 bits; where these are all set, [256, 512) by the
+    next 8. The margin 1e-5 is ten times the rounding error of two fp32 logarithms."""
+    top = np.concatenate([(np.arange(256) << 15) + 0x7FFF, (255 << 15) + (np.arange(256) << 7) + 0x7F])
+    return (-np.log(-np.log((top + 0.5) * 2.0**-23)) + 1e-5).astype(np.float32)
+
+
+NOISE_BOUNDS = _noise_bounds()
+_MOST_NOISE = np.float32(NOISE_BOUNDS[511])
+
+
+@jit
+def _fill_words(seed: int, position: int, first_id: int, words: Words) -> None:
+    """Philox words of the ids first_id … first_id + CHUNK − 1; first_id is a multiple of 4."""
+    first_group = first_id // 4
+    for i in range(CHUNK // 4):
+        c0, c1 = np.uint64(first_group + i), np.uint64(position) & _MASK_32
+        c2, c3 = np.uint64(0), np.uint64(0)
+        k0, k1 = np.uint64(seed) & _MASK_32, np.uint64(seed) >> np.uint64(32)
+        for _ in range(NUM_PHILOX_ROUNDS):
+            product_0, product_1 = c0 * _M0, c2 * _M1
+            c0 = (product_1 >> np.uint64(32)) ^ c1 ^ k0
+            c1 = product_1 & _MASK_32
+            c2 = (product_0 >> np.uint64(32)) ^ c3 ^ k1
+            c3 = product_0 & _MASK_32
+            k0, k1 = (k0 + _W0) & _MASK_32, (k1 + _W1) & _MASK_32
+        words[4 * i] = c0
+        words[4 * i + 1] = c1
+        words[4 * i + 2] = c2
+        words[4 * i + 3] = c3
+
+
+@jit
+def _gumbel(word: np.uint32) -> np.float32:
+    uniform = (np.float32(word >> np.uint32(9)) + _HALF) * _U_STEP
+    return -np.float32(math.log(-np.float32(math.log(uniform))))
+
+
+@jit
+def gumbel_row(seed: int, position: int, vocab_size: int) -> Floats:
+    """The noise of one row as these kernels see it, fp32 `[vocab_size]`; for tests against the reference."""
+    words = np.empty(CHUNK, np.uint32)
+    noise = np.empty(vocab_size, np.float32)
+    for i in range(vocab_size):
+        if i % CHUNK == 0:
+            _fill_words(seed, position, i, words)
+        noise[i] = _gumbel(words[i % CHUNK])
+    return noise
+
+
+@jit
+def _largest(values: Floats, start: int, stop: int) -> np.float32:
+    """Maximum of values[start:stop] (a multiple of 4 values), in four independent chains; NaN never wins."""
+    m0 = m1 = m2 = m3 = -_INF
+    for i in range(start, stop, 4):
+        m0 = values[i] if values[i] > m0 else m0
+        m1 = values[i + 1] if values[i + 1] > m1 else m1
+        m2 = values[i + 2] if values[i + 2] > m2 else m2
+        m3 = values[i + 3] if values[i + 3] > m3 else m3
+    m0 = m1 if m1 > m0 else m0
+    m2 = m3 if m3 > m2 else m2
+    return m2 if m2 > m0 else m0
+
+
+@jit
+def _bin(value: np.float32, best: np.float32) -> int:
+    distance = (best - value) * BINS_PER_NAT
+    return int(distance) if distance < np.float32(NUM_BINS - 1) else NUM_BINS - 1
+
+
+@jit
+def _key(bits: Ints, i: int) -> np.int64:
+    """Orders (value, lowest id first) as one integer; `bits` views the values, which hold no −0."""
+    ordered = bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    return (np.int64(ordered) << np.int64(32)) | (_ID_MASK - np.int64(i))
+
+
+@jit
+def _gather_bin(values: Floats, num_ids: int, best: np.float32, wanted: int, border: np.int64, keys: Longs) -> int:
+    """Sorts the keys from `border` on that fall into one bin, rising, into `keys`; returns how many."""
+    bits = values.view(np.int32)
+    count = 0
+    for i in range(num_ids):
+        if _bin(values[i], best) == wanted and _key(bits, i) >= border:
+            keys[count] = _key(bits, i)
+            count += 1
+    keys[:count].sort()
+    return count
+
+
+@jit
+def _border(values: Floats, num_ids: int, best: np.float32, top_k: int, top_p: float, keys: Longs) -> np.int64:
+    """The least key inside top-k and then top-p; only the bin that holds a border is sorted."""
+    bits = values.view(np.int32)
+    border = _NO_BORDER
+    if 0 < top_k < num_ids:
+        counts = np.zeros(NUM_BINS, np.int64)
+        for i in range(num_ids):
+            counts[_bin(values[i], best)] += 1
+        above, crossing = 0, 0
+        while above + counts[crossing] < top_k:
+            above += counts[crossing]
+            crossing += 1
+        in_bin = _gather_bin(values, num_ids, best, crossing, border, keys)
+        border = keys[in_bin - (top_k - above)]
+    if top_p < 1.0:
+        masses = np.zeros(NUM_BINS, np.float64)
+        for i in range(num_ids):
+            if _key(bits, i) >= border:
+                masses[_bin(values[i], best)] += np.float64(np.float32(math.exp(values[i] - best)))
+        wanted_mass = top_p * masses.sum()
+        mass, crossing = 0.0, 0
+        while crossing < NUM_BINS - 1 and mass + masses[crossing] < wanted_mass:
+            mass += masses[crossing]
+            crossing += 1
+        in_bin = _gather_bin(values, num_ids, best, crossing, border, keys)
+        for j in range(in_bin - 1, -1, -1):
+            border = keys[j]
+            mass += np.float64(np.float32(math.exp(values[_ID_MASK - (border & _ID_MASK)] - best)))
+            if mass >= wanted_mass:
+                break
+    return border
+
+
+@jit
+def _mark_outside(
+    values: Floats, num_ids: int, top_k: int, top_p: float, min_p: float, keys: Longs, outside: npt.NDArray[np.bool_]
+) -> bool:
+    """Sets `outside` to the ids that top-k, top-p and min-p exclude; returns False if all three are off."""
+    if not (0 < top_k < num_ids or top_p < 1.0 or min_p > 0.0):
+        return False
+    best = _largest(values, 0, len(values))
+    border = _border(values, num_ids, best, top_k, top_p, keys)
+    floor = np.float32(math.log(np.float64(min_p))) if min_p > 0.0 else -_INF
+    bits = values.view(np.int32)
+    for i in range(num_ids):
+        outside[i] = _key(bits, i) < border or not (values[i] - best >= floor)
+    return True
+
+
+@jit
+def _choose_noisy(values: Floats, seed: int, position: int, words: Words, bounds: Floats) -> int:
+    """argmax of values + noise, ties to the lowest id; −1 when no value is above −inf."""
+    largest = _largest(values, 0, len(values))
+    if largest == -_INF:
+        return -1
+    best_id = 0
+    while values[best_id] != largest:
+        best_id += 1
+    _fill_words(seed, position, best_id - best_id % CHUNK, words)
+    best = largest + _gumbel(words[best_id % CHUNK])
+    for start in range(0, len(values), CHUNK):
+        if _largest(values, start, start + CHUNK) + _MOST_NOISE < best:
+            continue
+        _fill_words(seed, position, start, words)
+        for i in range(CHUNK):
+            word = words[i]
+            top = word >> np.uint32(24)
+            bound = bounds[top] if top < 255 else bounds[256 + ((word >> np.uint32(16)) & np.uint32(255))]
+            if values[start + i] + bound < best:
+                continue
+            score = values[start + i] + _gumbel(word)
+            if score > best or (score == best and start + i < best_id):
+                best, best_id = score, start + i
+    return best_id
+
+
+@jit
+def choose_rows(
+    logits: Floats,  # [rows, width]
+    num_ids: int,
+    temperature: Floats,
+    top_k: Ints,
+    top_p: Floats,
+    min_p: Floats,
+    seeds: Longs,
+    positions: Longs,
+    bounds: Floats,  # NOISE_BOUNDS
+) -> Longs:
+    """The token of every row `[rows]`; −1 for a row that holds a NaN or nothing above −inf."""
+    padded = (num_ids + CHUNK - 1) // CHUNK * CHUNK
+    values = np.full(padded, -_INF, np.float32)
+    outside = np.zeros(num_ids, np.bool_)
+    keys = np.empty(num_ids, np.int64)
+    words = np.empty(CHUNK, np.uint32)
+    chosen = np.empty(len(logits), np.int64)
+    for row in range(len(logits)):
+        is_greedy = temperature[row] == np.float32(0.0)
+        divisor = np.float32(1.0) if is_greedy else temperature[row]
+        num_nan = 0
+        for i in range(num_ids):
+            values[i] = logits[row, i] / divisor + np.float32(0.0)  # −0 becomes 0: equal values, equal keys
+            num_nan += values[i] != values[i]
+        if num_nan > 0:
+            chosen[row] = -1
+        elif is_greedy:
+            largest = _largest(values, 0, padded)
+            best_id = 0
+            while values[best_id] != largest:
+                best_id += 1
+            chosen[row] = best_id if largest > -_INF else -1
+        else:
+            if _mark_outside(values, num_ids, top_k[row], top_p[row], min_p[row], keys, outside):
+                for i in range(num_ids):
+                    values[i] = -_INF if outside[i] else values[i]
+            chosen[row] = _choose_noisy(values, seeds[row], positions[row], words, bounds)
+    return chosen
+
+
+@jit
+def rank_rows(
+    logits: Floats,  # [rows, width]
+    num_ids: int,
+    temperature: Floats,
+    top_k: Ints,
+    top_p: Floats,
+    min_p: Floats,
+    seeds: Longs,
+    positions: Longs,
+    sharpness: np.float32,
+    truncation_penalty: np.float32,
+    use_noise: bool,
+    ids: Ints,  # [rows, K], out
+    scores: Floats,  # [rows, K], out
+) -> None:
+    """The K best ids of every row and their log-probabilities, as `candidates.rank_candidates` defines them."""
+    num_candidates = ids.shape[1]
+    padded = (num_ids + CHUNK - 1) // CHUNK * CHUNK
+    values = np.full(padded, -_INF, np.float32)
+    outside = np.zeros(num_ids, np.bool_)
+    keys = np.empty(num_ids, np.int64)
+    words = np.empty(CHUNK, np.uint32)
+    for row in range(len(logits)):
+        is_greedy = temperature[row] == np.float32(0.0)
+        is_noisy = use_noise and not is_greedy
+        scale = np.float32(1.0) if is_greedy else sharpness
+        noise_scale = temperature[row] if is_noisy else np.float32(0.0)
+        if not is_greedy:
+            for i in range(num_ids):
+                values[i] = logits[row, i] / temperature[row] + np.float32(0.0)
+        is_truncated = not is_greedy and _mark_outside(
+            values, num_ids, top_k[row], top_p[row], min_p[row], keys, outside
+        )
+        for i in range(num_ids):
+            values[i] = logits[row, i]
+        best, least, count = -_INF, -_INF, 0
+        for start in range(0, padded, CHUNK):
+            most = (_largest(values, start, start + CHUNK) + noise_scale * _MOST_NOISE) / scale
+            if count == num_candidates and most <= least and most < best - NEGLIGIBLE_NATS:
+                values[start : start + CHUNK] = -_INF
+                continue
+            if is_noisy:
+                _fill_words(seeds[row], positions[row], start, words)
+            for i in range(start, min(start + CHUNK, num_ids)):
+                value = values[i]
+                if is_noisy:
+                    value += noise_scale * _gumbel(words[i - start])
+                if is_truncated and outside[i]:
+                    value -= truncation_penalty
+                value /= scale
+                values[i] = value
+                best = value if value > best else best
+                if count < num_candidates or value > least:
+                    j = count if count < num_candidates else num_candidates - 1
+                    count = j + 1
+                    while j > 0 and value > scores[row, j - 1]:
+                        scores[row, j], ids[row, j] = scores[row, j - 1], ids[row, j - 1]
+                        j -= 1
+                    scores[row, j], ids[row, j] = value, i
+                    least = scores[row, count - 1]
+        total = 0.0
+        for i in range(num_ids):
+            if values[i] > best - NEGLIGIBLE_NATS:
+                total += np.float64(np.float32(math.exp(values[i] - best)))
+        log_total = np.float64(best) + math.log(total) if total > 0.0 else 0.0
+        for j in range(num_candidates):
+            scores[row, j] = np.float32(np.float64(scores[row, j]) - log_total)

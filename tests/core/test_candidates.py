@@ -1,0 +1,114 @@
+"""The drafter's ranking against a float64 oracle, and that the shared noise does what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dflash_core.contracts import SamplingParams
+from dflash_core.sampling.candidates import rank_candidates, rank_candidates_torch
+from dflash_core.sampling.choose import choose_tokens
+from dflash_core.sampling.rows import SamplingRows
+from tests.core import sampling_oracle as oracle
+from tests.core.sampling_oracle import lies_on_top_p_border, random_logits, sampling_params
+
+RANKINGS = [rank_candidates, rank_candidates_torch]
+
+
+@pytest.mark.parametrize("rank", RANKINGS)
+@given(
+    row_list=st.lists(st.tuples(sampling_params, st.integers(0, 2**20)), min_size=1, max_size=5),
+    seed=st.integers(0, 2**32 - 1),
+    vocab=st.sampled_from([5, 64, 257, 1500]),
+    num_candidates=st.sampled_from([1, 4, 64]),
+    sharpness=st.sampled_from([0.3, 1.0, 2.0]),
+    truncation_penalty=st.sampled_from([0.0, 2.0]),
+    spread=st.sampled_from([0.1, 1.0, 8.0]),
+    num_levels=st.sampled_from([None, None, 8]),
+    use_noise=st.booleans(),
+)
+@settings(max_examples=120, deadline=None)
+def test_ranking_is_the_oracles(
+    rank, row_list, seed, vocab, num_candidates, sharpness, truncation_penalty, spread, num_levels, use_noise
+) -> None:
+    num_candidates = min(num_candidates, vocab)
+    logits = random_logits(seed, len(row_list), vocab + 3, spread, num_levels)
+    logits[:, vocab:] = 1e4
+    ids, scores = rank(
+        torch.from_numpy(logits),
+        SamplingRows.of(row_list),
+        vocab,
+        num_candidates,
+        sharpness,
+        truncation_penalty,
+        use_noise,
+    )
+    assert ids.dtype == torch.int32
+    assert scores.dtype == torch.float32
+    assert ids.shape == scores.shape == (len(row_list), num_candidates)
+    for row, (params, position) in enumerate(row_list):
+        if not params.is_greedy and lies_on_top_p_border(logits[row, :vocab], params):
+            continue
+        expected = oracle.draft_scores(logits[row, :vocab], params, position, sharpness, truncation_penalty, use_noise)
+        tolerance = 1e-5 + 1e-6 * np.abs(expected[np.isfinite(expected)]).max()
+        found = ids[row].numpy()
+        assert len(set(found.tolist())) == num_candidates
+        assert np.all(np.diff(scores[row].numpy()) <= 0)
+        np.testing.assert_allclose(scores[row].numpy(), expected[found], rtol=0, atol=tolerance)
+        left_out = np.delete(expected, found)
+        assert left_out.size == 0 or left_out.max() <= expected[found].min() + tolerance
+
+
+@pytest.mark.parametrize("rank", RANKINGS)
+def test_equal_scores_are_ranked_by_the_lowest_id(rank) -> None:
+    logits = torch.zeros(2, 200)
+    logits[:, [150, 90]] = 1.0
+    rows = SamplingRows.of([(SamplingParams(), 0), (SamplingParams(temperature=1.0), 0)])
+    ids, _ = rank(logits, rows, 200, 6, 1.0, 2.0, False)
+    assert ids.tolist() == [[90, 150, 0, 1, 2, 3]] * 2
+
+
+@pytest.mark.parametrize("rank", RANKINGS)
+def test_a_large_vocabulary(rank) -> None:
+    logits = random_logits(4, 3, 152_064, 4.0, None)
+    row_list = [
+        (SamplingParams(), 3),
+        (SamplingParams(temperature=1.0, seed=9), 4),
+        (SamplingParams(temperature=0.7, top_k=20, top_p=0.8, seed=10), 5),
+    ]
+    ids, scores = rank(torch.from_numpy(logits), SamplingRows.of(row_list), 151_936, 64, 1.0, 2.0, True)
+    for row, (params, position) in enumerate(row_list):
+        expected = oracle.draft_scores(logits[row, :151_936], params, position, 1.0, 2.0, True)
+        assert ids[row].tolist() == np.argsort(-expected, kind="stable")[:64].tolist()
+        np.testing.assert_allclose(scores[row].numpy(), expected[ids[row].numpy()], atol=1e-4)
+
+
+def test_the_first_candidate_of_a_perfect_drafter_is_the_targets_choice() -> None:
+    """Same logits, same key: at any temperature without truncation the ranking's head is the choice itself."""
+    logits = torch.from_numpy(random_logits(5, 300, 200, 2.0, None))
+    rows = SamplingRows.of([(SamplingParams(temperature=(0.0, 0.6, 1.0, 1.7)[i % 4], seed=i), i) for i in range(300)])
+    ids, _ = rank_candidates(logits, rows, 200, 4, 1.0, 2.0, True)
+    assert torch.equal(ids[:, 0].long(), choose_tokens(logits, rows, 200))
+
+
+def test_shared_noise_raises_agreement_and_a_wrong_position_does_not() -> None:
+    """A draft distribution near the target's: how often the target's choice is the drafter's first candidate."""
+    num_rows, vocab = 4000, 120
+    target = torch.from_numpy(random_logits(6, num_rows, vocab, 2.0, None))
+    draft = target + torch.from_numpy(random_logits(7, num_rows, vocab, 0.5, None))
+
+    def rows(shift: int) -> SamplingRows:
+        return SamplingRows.of([(SamplingParams(temperature=1.0, seed=i), i + shift) for i in range(num_rows)])
+
+    choice = choose_tokens(target, rows(0), vocab)
+
+    def agreement(shift: int, use_noise: bool) -> float:
+        ids, _ = rank_candidates(draft, rows(shift), vocab, 1, 1.0, 2.0, use_noise)
+        return float((ids[:, 0] == choice).float().mean())
+
+    with_noise, without_noise, wrong_position = agreement(0, True), agreement(0, False), agreement(1, True)
+    assert with_noise > 1.5 * without_noise
+    assert wrong_position < without_noise
