@@ -1,0 +1,71 @@
+"""Everything a target reads from disk: its model, and the part of its drafter that it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from dflash_core.errors import InvalidSettings
+from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
+from dflash_core.models.drafter import ContextProjection
+from dflash_core.models.drafter_config import DrafterConfig
+from dflash_core.models.drafter_files import load_context_projection
+from dflash_core.models.shared_tensors import fc_fingerprint
+from dflash_core.models.target_loading import load_target, tokenizer_size
+from dflash_core.runners.settings import TargetSettings
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFeatures:
+    """The part of a drafter that its target runs: which layers it reads, and what projects them."""
+
+    target_layer_ids: tuple[int, ...]
+    projection: ContextProjection
+    fingerprint: str  # of the projection
+
+
+@dataclass(frozen=True, slots=True)
+class TargetParts:
+    model: PreTrainedModel
+    vocab_size: int  # without padding
+    features: TargetFeatures | None
+
+
+def load_target_parts(target: str, drafter: str | None, settings: TargetSettings) -> TargetParts:
+    """Checks the pair before any weight is read. Sets torch's threads and TF32. Raises as `TargetRunner.load`."""
+    folder = resolve_checkpoint(target)
+    drafter_folder = None if drafter is None else resolve_checkpoint(drafter)
+    drafter_config = None if drafter_folder is None else DrafterConfig.load(drafter_folder)
+    if drafter_config is not None:
+        check_pair(TargetConfig.load(folder), drafter_config)
+    device = _device(settings)
+    dtype = _dtype(settings, device)
+    torch.set_float32_matmul_precision("highest")  # fp32 means fp32: tokens must not depend on the batch
+    if device.type == "cpu":
+        torch.set_num_threads(settings.num_threads)
+    model = load_target(folder, dtype, device)
+    features = None
+    if drafter_folder is not None and drafter_config is not None:
+        features = TargetFeatures(
+            drafter_config.target_layer_ids,
+            load_context_projection(drafter_folder, dtype, device),
+            fc_fingerprint(drafter_folder),
+        )
+    return TargetParts(model, tokenizer_size(folder, model.config.vocab_size), features)
+
+
+def _device(settings: TargetSettings) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_gpu:
+        raise InvalidSettings("device is cuda, but torch sees no GPU")
+    return torch.device("cuda" if has_gpu and settings.device != "cpu" else "cpu")
+
+
+def _dtype(settings: TargetSettings, device: torch.device) -> torch.dtype:
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[settings.dtype]

@@ -1,0 +1,165 @@
+"""The sequences on a target, and which rows of a round they may run.
+
+Whatever is wrong with a row concerns its sequence alone: `admit_prefill` and `admit_tree` raise `RowsRefused`, which
+becomes that sequence's outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dflash_core.cache.blocks import BlockManager, OutOfBlocks
+from dflash_core.contracts import OutcomeStatus, Prefill, Refill, SamplingParams, SequenceKey, TreeRows
+from dflash_core.errors import ProtocolError
+from dflash_core.trees.structure import check_tree
+
+NO_TOKEN = -1
+
+
+class RowsRefused(Exception):
+    """Why a sequence's rows do not run this round."""
+
+    def __init__(self, status: OutcomeStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(slots=True)
+class SequenceState:
+    """One attempt at a sequence. Between rounds its KV and features cover positions 0 … cached_len - 1."""
+
+    key: SequenceKey
+    sampling: SamplingParams
+    drafter_address: str  # "" sends nowhere
+    features_from: int  # the next position whose feature goes to the drafter
+    block_table: list[int] = field(default_factory=list)
+    cached_len: int = 0
+    bonus_token: int = NO_TOKEN  # the root of the next tree; none until the prompt is done
+
+
+class TargetSequences:
+    """Every sequence of a target by its id, and the blocks they hold."""
+
+    def __init__(self, blocks: BlockManager, vocab_size: int, max_model_len: int) -> None:
+        """`vocab_size` counts padding: a padding id in a tree is merely never accepted."""
+        self.blocks = blocks
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._by_id: dict[str, SequenceState] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def release(self, key: SequenceKey) -> None:
+        """Forgets the attempt, or a lower one; a higher one stays. Unknown sequences are no error."""
+        sequence = self._by_id.get(key.sequence_id)
+        if sequence is not None and sequence.key.attempt <= key.attempt:
+            self._drop(sequence)
+
+    def release_all(self) -> None:
+        for sequence in list(self._by_id.values()):
+            self._drop(sequence)
+
+    def refill(self, refill: Refill) -> SequenceState | None:
+        """Points the sequence's features at a drafter; None where this attempt is not here (nothing to send)."""
+        sequence = self._by_id.get(refill.key.sequence_id)
+        if sequence is None or sequence.key != refill.key:
+            return None
+        sequence.drafter_address = refill.drafter_address
+        sequence.features_from = max(0, refill.from_position)
+        return sequence
+
+    def admit_prefill(self, prefill: Prefill) -> SequenceState:
+        """The chunk's sequence, with blocks for it. Raises `RowsRefused`; a sequence it would open is then not."""
+        num_tokens = len(prefill.token_ids)
+        end = prefill.start + num_tokens
+        if num_tokens == 0 or prefill.start < 0:
+            raise RowsRefused(OutcomeStatus.INVALID, f"a chunk of {num_tokens} tokens at {prefill.start} is none")
+        if end > self._max_model_len:
+            raise RowsRefused(
+                OutcomeStatus.INVALID, f"{end} tokens do not fit the target's context of {self._max_model_len}"
+            )
+        least, most = int(np.min(prefill.token_ids)), int(np.max(prefill.token_ids))
+        if least < 0 or most >= self._vocab_size:
+            raise RowsRefused(
+                OutcomeStatus.INVALID, f"token ids must lie in [0, {self._vocab_size}), got {least} to {most}"
+            )
+        if prefill.start == 0:
+            self._make_way(prefill.key)
+            sequence = SequenceState(
+                prefill.key, prefill.sampling, prefill.drafter_address, max(0, prefill.features_from)
+            )
+        else:
+            sequence = self._find(prefill.key)
+            if sequence.cached_len != prefill.start or sequence.bonus_token != NO_TOKEN:
+                raise RowsRefused(
+                    OutcomeStatus.MISMATCH,
+                    f"the chunk starts at {prefill.start}, the target has {sequence.cached_len} tokens"
+                    + (" and its prompt is done" if sequence.bonus_token != NO_TOKEN else ""),
+                )
+        self._extend(sequence, end)
+        self._by_id[prefill.key.sequence_id] = sequence
+        return sequence
+
+    def admit_tree(self, rows: TreeRows, max_rows: int) -> SequenceState:
+        """The tree's sequence, with a block for its root (the accepted rows get theirs at commit).
+
+        Raises `RowsRefused`.
+        """
+        sequence = self._find(rows.key)
+        try:
+            check_tree(rows.tree, self._vocab_size, max_rows, self._max_model_len - 1 - sequence.cached_len)
+        except ProtocolError as error:
+            raise RowsRefused(OutcomeStatus.INVALID, error.message) from error
+        root = int(rows.tree.token_ids[0])
+        if rows.root_position != sequence.cached_len or root != sequence.bonus_token:
+            raise RowsRefused(
+                OutcomeStatus.MISMATCH,
+                f"the tree's root is {root} at {rows.root_position}, "
+                f"the target's is {sequence.bonus_token} at {sequence.cached_len}",
+            )
+        self._extend(sequence, sequence.cached_len + 1)
+        return sequence
+
+    def _find(self, key: SequenceKey) -> SequenceState:
+        sequence = self._by_id.get(key.sequence_id)
+        if sequence is None or sequence.key.attempt < key.attempt:
+            here = "" if sequence is None else f", only attempt {sequence.key.attempt}"
+            raise RowsRefused(
+                OutcomeStatus.UNKNOWN_SEQUENCE, f"attempt {key.attempt} of {key.sequence_id} is not here{here}"
+            )
+        _refuse_stale(sequence, key)
+        return sequence
+
+    def _make_way(self, key: SequenceKey) -> None:
+        """A first chunk replaces lower attempts."""
+        sequence = self._by_id.get(key.sequence_id)
+        if sequence is None:
+            return
+        _refuse_stale(sequence, key)
+        if sequence.key == key:
+            raise RowsRefused(
+                OutcomeStatus.MISMATCH,
+                f"attempt {key.attempt} of {key.sequence_id} is open already, with {sequence.cached_len} tokens",
+            )
+        self._drop(sequence)
+
+    def _extend(self, sequence: SequenceState, num_tokens: int) -> None:
+        try:
+            self.blocks.extend(sequence.block_table, num_tokens)
+        except OutOfBlocks as error:
+            raise RowsRefused(OutcomeStatus.OUT_OF_BLOCKS, error.message) from error
+
+    def _drop(self, sequence: SequenceState) -> None:
+        self.blocks.free(sequence.block_table)
+        del self._by_id[sequence.key.sequence_id]
+
+
+def _refuse_stale(sequence: SequenceState, key: SequenceKey) -> None:
+    if sequence.key.attempt > key.attempt:
+        raise RowsRefused(
+            OutcomeStatus.STALE_ATTEMPT, f"attempt {key.attempt} was replaced by {sequence.key.attempt} here"
+        )
