@@ -1,0 +1,236 @@
+"""One client request from validated fields to finished text, whichever protocol it came by.
+
+A `GenerationJob` holds one or more prompts and how they are decoded. `GenerationService.generate` turns it into one
+`GenerationRequest` per output, runs them through the routers, decodes tokens to text, cuts at stop strings, and
+counts. HTTP and gRPC are two thin skins over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from cluster.requests import EventSink, FinishReason, GenerationRequest, TokenEvent
+from cluster.text import StreamDecoder
+from deployments.job import GenerationJob, JobStatistics, TextDelta
+from deployments.settings import LimitSettings
+from dflash_core.contracts import TargetInfo, TokenIds
+from dflash_core.errors import InvalidRequest, PromptTooLong, Unavailable, UnknownModel
+from dflash_core.sampling.noise import output_seed
+
+CONTEXT_TOKENS = 16  # of the prompt, more than decoders look back
+LONG_TEXT_CHARS = 4096  # from here on a text is tokenised on a thread, so that other streams go on
+
+
+class Routers(Protocol):
+    """What this module needs of `cluster.transports`' pool of routers."""
+
+    @property
+    def info(self) -> TargetInfo | None:
+        """Of the targets, once a router that has one is connected; None while no round can run."""
+        ...
+
+    def submit(self, request: GenerationRequest, sink: EventSink) -> None: ...
+
+    def cancel(self, sequence_id: str, sink: EventSink) -> None: ...
+
+
+class _Output:
+    """One output while it is written."""
+
+    def __init__(self, index: int, sequence_id: str, decoder: StreamDecoder) -> None:
+        self.index = index
+        self.sequence_id = sequence_id
+        self.decoder = decoder
+        self.num_tokens = 0
+        self.first_token_at = 0.0
+        self.is_done = False
+
+
+class _Queue:
+    """The sink of one job: hands a round's events to whoever awaits them."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[list[TokenEvent]] = asyncio.Queue()
+
+    def put(self, events: list[TokenEvent]) -> None:
+        self._queue.put_nowait(events)
+
+    async def get(self) -> list[TokenEvent]:
+        return await self._queue.get()
+
+
+class GenerationService:
+    """Everything the gateway does with a request, apart from the protocol."""
+
+    def __init__(self, routers: Routers, tokenizer: Tokenizer, model_name: str, limits: LimitSettings) -> None:
+        self.routers = routers
+        self.tokenizer = tokenizer
+        self.model_name = model_name
+        self.limits = limits
+        self.num_open_outputs = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a round can run now."""
+        return self.routers.info is not None
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Tokens of prompt and output together; None while no target is known."""
+        info = self.routers.info
+        return None if info is None else info.max_model_len
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model_name:
+            raise UnknownModel(f"model {name!r} is not served here; {self.model_name!r} is", param="model")
+
+    async def generate(self, job: GenerationJob, statistics: JobStatistics) -> AsyncGenerator[TextDelta, None]:
+        """Yields text as it is decoded and fills `statistics`; the last delta of each output has a finish_reason.
+
+        Closing the generator cancels what still runs. Raises any `DFlashError`; one output's error ends the job.
+        """
+        requests = await self._requests(job)
+        outputs = {
+            request.sequence_id: _Output(
+                index,
+                request.sequence_id,
+                StreamDecoder(self.tokenizer, job.stop, context_ids=request.token_ids[-CONTEXT_TOKENS:].tolist()),
+            )
+            for index, request in enumerate(requests)
+        }
+        statistics.prompt_tokens = sum(request.num_prompt_tokens for request in requests[:: job.num_choices])
+        queue = _Queue()
+        self.num_open_outputs += len(outputs)
+        try:
+            for request in requests:
+                self.routers.submit(request, queue)
+            num_open = len(outputs)
+            while num_open:
+                for event in await queue.get():
+                    output = outputs[event.sequence_id]
+                    if output.is_done:
+                        continue
+                    if event.error is not None:
+                        output.is_done = True
+                        raise event.error
+                    delta = self._delta(output, event, statistics)
+                    if output.is_done and event.finish_reason is None:
+                        self.routers.cancel(output.sequence_id, queue)  # a stop string: the router does not know it
+                    num_open -= output.is_done
+                    if delta.text or delta.token_ids or delta.finish_reason is not None:
+                        yield delta
+        finally:
+            self.num_open_outputs -= len(outputs)
+            for output in outputs.values():
+                if not output.is_done:
+                    self.routers.cancel(output.sequence_id, queue)
+
+    def _delta(self, output: _Output, event: TokenEvent, statistics: JobStatistics) -> TextDelta:
+        """Applies one round's tokens to an output, and ends it at a stop string."""
+        now = time.monotonic()
+        text, token_ids, hit_stop = _decode(output.decoder, event)
+        if token_ids:
+            if output.num_tokens == 0:
+                output.first_token_at = now
+                if statistics.output_tokens == 0:
+                    statistics.time_to_first_token_ms = (now - statistics.started_at) * 1e3
+            else:
+                statistics.verified_trees += 1
+                statistics.tree_nodes += event.num_tree_nodes
+                statistics.decoded_tokens += len(token_ids)
+            statistics.rounds += 1
+            statistics.output_tokens += len(token_ids)
+            output.num_tokens += len(token_ids)
+        finish = FinishReason.STOP if hit_stop else event.finish_reason
+        if finish is not None:
+            output.is_done = True
+            statistics.decode_ms += (now - output.first_token_at) * 1e3
+        return TextDelta(output.index, text, tuple(token_ids), finish)
+
+    async def _requests(self, job: GenerationJob) -> list[GenerationRequest]:
+        """One request per output, prompts first. Raises `InvalidRequest`, `PromptTooLong`, `Unavailable`."""
+        self.check_model(job.model)
+        num_outputs = len(job.prompts) * job.num_choices
+        if num_outputs > self.limits.max_outputs_per_request:
+            raise InvalidRequest(
+                f"{len(job.prompts)} prompts times n={job.num_choices} make {num_outputs} outputs, the limit is "
+                f"{self.limits.max_outputs_per_request}",
+                param="n" if job.num_choices > 1 else "prompt",
+            )
+        if job.tree_budget is not None and job.tree_budget > self.limits.max_tree_budget:
+            raise InvalidRequest(
+                f"tree_budget must be at most {self.limits.max_tree_budget}, got {job.tree_budget}", param="tree_budget"
+            )
+        info = self.routers.info
+        if info is None:
+            raise Unavailable("no target is connected: no round can run now")
+        prompts = [await self._tokenize(prompt) for prompt in job.prompts]
+        for prompt in prompts:
+            self._check_prompt(prompt, job.max_tokens, info)
+        name = uuid.uuid4().hex
+        return [
+            GenerationRequest(
+                sequence_id=f"{name}-{prompt_index}-{choice_index}",
+                token_ids=prompt,
+                num_prompt_tokens=len(prompt),
+                max_tokens=job.max_tokens,
+                sampling=replace(job.sampling, seed=output_seed(job.sampling.seed, prompt_index, choice_index)),
+                stop_token_ids=info.eos_token_ids,
+                tree_budget=job.tree_budget,
+                timeout_ms=job.timeout_ms,
+            )
+            for prompt_index, prompt in enumerate(prompts)
+            for choice_index in range(job.num_choices)
+        ]
+
+    async def _tokenize(self, prompt: str | list[int]) -> TokenIds:
+        if isinstance(prompt, str):
+            if len(prompt) < LONG_TEXT_CHARS:
+                ids = self.tokenizer.encode(prompt).ids
+            else:
+                ids = (await asyncio.to_thread(self.tokenizer.encode, prompt)).ids
+        else:
+            ids = prompt
+        return np.asarray(ids, dtype=np.int32)
+
+    def _check_prompt(self, prompt: TokenIds, max_tokens: int, info: TargetInfo) -> None:
+        """The router checks the same against its targets; here a wrong request costs no message."""
+        if not len(prompt):
+            raise InvalidRequest("prompt is empty: give at least one token", param="prompt")
+        lowest, highest = int(prompt.min()), int(prompt.max())
+        if lowest < 0 or highest >= info.vocab_size:
+            wrong = lowest if lowest < 0 else highest
+            raise InvalidRequest(f"token id {wrong} is outside the vocabulary of {info.vocab_size}", param="prompt")
+        limit = info.max_model_len
+        if len(prompt) + max_tokens > limit:
+            raise PromptTooLong(
+                f"prompt ({len(prompt)} tokens) and max_tokens ({max_tokens}) make {len(prompt) + max_tokens}, more "
+                f"than the model's context of {limit}",
+                param="prompt" if len(prompt) >= limit else "max_tokens",
+            )
+
+
+def _decode(decoder: StreamDecoder, event: TokenEvent) -> tuple[str, list[int], bool]:
+    """The event's text, the tokens it took, and whether a stop string came.
+
+    Token by token, so that an output ends at the same token however many come in a round.
+    """
+    token_ids: list[int] = event.token_ids.tolist()
+    texts = []
+    for index, token_id in enumerate(token_ids, start=1):
+        text, hit_stop = decoder.push([token_id])
+        texts.append(text)
+        if hit_stop:
+            return "".join(texts), token_ids[:index], True
+    if event.finish_reason is not None:
+        text, hit_stop = decoder.push([], is_last=True)
+        return "".join([*texts, text]), token_ids, hit_stop
+    return "".join(texts), token_ids, False

@@ -1,0 +1,232 @@
+"""The gateway's HTTP routes: OpenAI's completions and models, readiness, and errors in OpenAI's form."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from cluster.requests import FinishReason
+from cluster.status import http_status
+from deployments.generation import GenerationService
+from deployments.job import DEFAULT_MAX_TOKENS, GenerationJob, JobStatistics, TextDelta
+from deployments.openai_protocol import (
+    Completion,
+    CompletionChoice,
+    CompletionRequest,
+    ModelCard,
+    ModelList,
+    Statistics,
+    Usage,
+    error_body,
+    parse_completion,
+)
+from dflash_core.contracts import SamplingParams
+from dflash_core.errors import DFlashError, InvalidRequest, Overloaded
+
+TIMEOUT_HEADER = "x-request-timeout-ms"
+
+
+def build_http_app(service: GenerationService, drafter: str | None) -> FastAPI:
+    """The routes over `service`; `drafter` is the name that `/v1/models` shows."""
+    app = FastAPI(title="dflash-serve", description="Completions decoded with block-diffusion draft trees.")
+    created = int(time.time())
+
+    def card() -> ModelCard:
+        return ModelCard(id=service.model_name, created=created, max_model_len=service.max_model_len, drafter=drafter)
+
+    @app.exception_handler(DFlashError)
+    async def named_error(request: Request, error: DFlashError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def unknown_route(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": "unknown_route"}}
+        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return error_response(DFlashError("internal error; the server's log has the cause"))
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        """200 when a round can run now, else 503."""
+        ready = service.is_ready
+        return JSONResponse({"status": "ready" if ready else "no target is connected"}, 200 if ready else 503)
+
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        return _json(ModelList(data=[card()]))
+
+    @app.get("/v1/models/{name:path}")
+    async def get_model(name: str) -> Response:
+        service.check_model(name)
+        return _json(card())
+
+    schema = {"content": {"application/json": {"schema": CompletionRequest.model_json_schema()}}, "required": True}
+
+    @app.post("/v1/completions", openapi_extra={"requestBody": schema}, response_model=Completion)
+    async def completions(request: Request) -> Response:
+        body = parse_completion(await request.body())
+        job = completion_job(body, request.headers.get(TIMEOUT_HEADER))
+        service.check_model(job.model)
+        answer = Answer(service.model_name, job)
+        deltas = service.generate(job, answer.statistics)
+        if body.stream:
+            # The first token decides between an HTTP error and a stream: a refusal must not come as 200.
+            try:
+                first = await anext(deltas)
+            except BaseException:
+                await deltas.aclose()
+                raise
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            return EventStream(answer.events(first, deltas, include_usage), deltas)
+        try:
+            return _json(await answer.collect(deltas))
+        finally:
+            await deltas.aclose()
+
+    return app
+
+
+def completion_job(body: CompletionRequest, timeout_header: str | None = None) -> GenerationJob:
+    """Fills in OpenAI's defaults. Raises `InvalidRequest` for values out of range."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream=true", param="stream_options")
+    return GenerationJob(
+        model=body.model,
+        prompts=tuple(body.prompts),
+        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        num_choices=1 if body.n is None else body.n,
+        sampling=SamplingParams(
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_k=body.top_k or 0,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            min_p=body.min_p or 0.0,
+            seed=secrets.randbits(64) if body.seed is None else body.seed % 2**64,
+        ),
+        stop=body.stop_strings,
+        tree_budget=body.tree_budget,
+        timeout_ms=_timeout_ms(body.timeout_ms, timeout_header),
+    )
+
+
+def _timeout_ms(field: int | None, header: str | None) -> int:
+    """The shorter of the body's field and the header; 0 for none."""
+    given = [] if field is None else [field]
+    if header is not None:
+        if not header.isdigit():
+            raise InvalidRequest(f"{TIMEOUT_HEADER} must be a number of milliseconds, got {header!r}")
+        given.append(int(header))
+    if any(value < 1 for value in given):
+        raise InvalidRequest(f"timeout_ms must be at least 1, got {min(given)}", param="timeout_ms")
+    return min(given, default=0)
+
+
+class Answer:
+    """Builds the answer to one request, whole or as server-sent events."""
+
+    def __init__(self, model_name: str, job: GenerationJob) -> None:
+        self.id = f"cmpl-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.model_name = model_name
+        self.num_outputs = len(job.prompts) * job.num_choices
+        self.statistics = JobStatistics()
+
+    async def collect(self, deltas: AsyncGenerator[TextDelta, None]) -> Completion:
+        texts: list[list[str]] = [[] for _ in range(self.num_outputs)]
+        reasons: list[FinishReason | None] = [None] * self.num_outputs
+        async for delta in deltas:
+            texts[delta.index].append(delta.text)
+            reasons[delta.index] = delta.finish_reason
+        choices = [
+            CompletionChoice(index=index, text="".join(text), finish_reason=_reason(reason))
+            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+        ]
+        return self._completion(choices, usage=self._usage(), dflash=self._statistics())
+
+    async def events(
+        self, first: TextDelta, deltas: AsyncGenerator[TextDelta, None], include_usage: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """One event per delta. The last one with a choice, and the one with usage, carry the statistics."""
+        num_open = self.num_outputs
+        delta: TextDelta | None = first
+        try:
+            while delta is not None:
+                num_open -= delta.finish_reason is not None
+                choice = CompletionChoice(
+                    index=delta.index, text=delta.text, finish_reason=_reason(delta.finish_reason)
+                )
+                yield _event(self._completion([choice], dflash=None if num_open else self._statistics()))
+                delta = await anext(deltas, None)
+            if include_usage:
+                yield _event(self._completion([], usage=self._usage(), dflash=self._statistics()))
+        except DFlashError as error:
+            yield b"data: " + JSONResponse(error_body(error)).body + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    def _completion(
+        self, choices: list[CompletionChoice], usage: Usage | None = None, dflash: Statistics | None = None
+    ) -> Completion:
+        return Completion(
+            id=self.id, created=self.created, model=self.model_name, choices=choices, usage=usage, dflash=dflash
+        )
+
+    def _usage(self) -> Usage:
+        prompt, output = self.statistics.prompt_tokens, self.statistics.output_tokens
+        return Usage(prompt_tokens=prompt, completion_tokens=output, total_tokens=prompt + output)
+
+    def _statistics(self) -> Statistics:
+        return Statistics(
+            rounds=self.statistics.rounds,
+            mean_acceptance_length=self.statistics.mean_acceptance_length,
+            tree_nodes_verified=self.statistics.tree_nodes,
+            time_to_first_token_ms=self.statistics.time_to_first_token_ms,
+            time_per_output_token_ms=self.statistics.time_per_output_token_ms,
+        )
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events that close the generation however the response ends, also when it never began to be sent."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], deltas: AsyncGenerator[TextDelta, None]) -> None:
+        super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._generators = (events, deltas)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for generator in self._generators:
+                await generator.aclose()
+
+
+def error_response(error: DFlashError) -> JSONResponse:
+    """An error in OpenAI's JSON form under its HTTP status."""
+    headers = {"retry-after": str(math.ceil(error.retry_after_s))} if isinstance(error, Overloaded) else None
+    return JSONResponse(error_body(error), status_code=http_status(error), headers=headers)
+
+
+def _reason(reason: FinishReason | None) -> Any:
+    return None if reason is None else reason.value
+
+
+def _json(model: Completion | ModelList | ModelCard) -> Response:
+    exclude = {"dflash"} if isinstance(model, Completion) and model.dflash is None else None
+    return Response(model.model_dump_json(exclude=exclude), media_type="application/json")
+
+
+def _event(completion: Completion) -> bytes:
+    exclude = {"dflash"} if completion.dflash is None else None
+    return b"data: " + completion.model_dump_json(exclude=exclude).encode() + b"\n\n"

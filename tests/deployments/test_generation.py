@@ -1,0 +1,175 @@
+"""Requests to text and statistics, with routers that answer from a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from cluster.requests import EventSink, FinishReason, GenerationRequest, TokenEvent
+from deployments.generation import GenerationService
+from deployments.job import GenerationJob, JobStatistics, TextDelta
+from deployments.settings import LimitSettings
+from dflash_core.contracts import SamplingParams, TargetInfo
+from dflash_core.errors import DFlashError, InvalidRequest, Overloaded, PromptTooLong, Unavailable, UnknownModel
+from dflash_core.sampling.noise import output_seed
+
+INFO = TargetInfo(
+    model="tiny",
+    vocab_size=256,
+    hidden_size=8,
+    num_layers=2,
+    max_model_len=32,
+    eos_token_ids=(0,),
+    kv_block_size=4,
+    num_blocks=64,
+    max_rows=64,
+    max_tree_rows=64,
+    fingerprint="w:f",
+)
+
+
+def _bytes_tokenizer() -> Tokenizer:
+    """One token per byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+TOKENIZER = _bytes_tokenizer()
+
+
+class ScriptedRouters:
+    """Answers every request with the same text, in the given pieces; the first piece is the prefill's token."""
+
+    def __init__(self, pieces: Sequence[str] = ("a", "bc"), error: DFlashError | None = None) -> None:
+        self.info: TargetInfo | None = INFO
+        self.pieces = pieces
+        self.error = error
+        self.requests: list[GenerationRequest] = []
+        self.cancelled: list[str] = []
+        self.submitted = asyncio.Event()
+
+    def submit(self, request: GenerationRequest, sink: EventSink) -> None:
+        self.requests.append(request)
+        self.submitted.set()
+        for index, piece in enumerate(self.pieces):
+            ids = np.asarray(TOKENIZER.encode(piece).ids, dtype=np.int32)
+            is_last = index == len(self.pieces) - 1 and self.error is None
+            finish = FinishReason.LENGTH if is_last else None
+            sink.put([TokenEvent(request.sequence_id, ids, finish, num_tree_nodes=4 * (index > 0))])
+        if self.error is not None:
+            sink.put([TokenEvent(request.sequence_id, np.empty(0, np.int32), error=self.error)])
+
+    def cancel(self, sequence_id: str, sink: EventSink) -> None:
+        self.cancelled.append(sequence_id)
+
+
+def _service(routers: ScriptedRouters, **limits: int) -> GenerationService:
+    return GenerationService(routers, TOKENIZER, "tiny", LimitSettings(**limits))
+
+
+async def _run(routers: ScriptedRouters, job: GenerationJob) -> tuple[list[TextDelta], JobStatistics]:
+    statistics = JobStatistics()
+    return [delta async for delta in _service(routers).generate(job, statistics)], statistics
+
+
+async def test_text_usage_and_statistics() -> None:
+    routers = ScriptedRouters(["a", "bcd", "ef"])
+    deltas, statistics = await _run(routers, GenerationJob(model="tiny", prompts=("xy",)))
+    assert [(delta.text, delta.finish_reason) for delta in deltas] == [
+        ("a", None),
+        ("bcd", None),
+        ("ef", FinishReason.LENGTH),
+    ]
+    assert (statistics.prompt_tokens, statistics.output_tokens, statistics.rounds) == (2, 6, 3)
+    assert statistics.mean_acceptance_length == 2.5
+    assert statistics.tree_nodes == 8
+    assert routers.cancelled == []
+
+
+async def test_outputs_have_their_own_seeds_and_ids() -> None:
+    routers = ScriptedRouters()
+    job = GenerationJob(model=None, prompts=("x", [1, 2, 3]), num_choices=2, sampling=SamplingParams(1.0, seed=5))
+    deltas, statistics = await _run(routers, job)
+    assert [request.sampling.seed for request in routers.requests] == [
+        output_seed(5, prompt, choice) for prompt in range(2) for choice in range(2)
+    ]
+    assert len({request.sequence_id for request in routers.requests}) == 4
+    assert [request.stop_token_ids for request in routers.requests] == [(0,)] * 4
+    assert sorted({delta.index for delta in deltas}) == [0, 1, 2, 3]
+    assert (statistics.prompt_tokens, statistics.output_tokens) == (4, 12)
+
+
+@pytest.mark.parametrize("pieces", [("a", "bcd", "ef"), ("abcdef",), ("a", "b", "c", "d", "e", "f")])
+async def test_a_stop_string_ends_an_output_alike_however_the_tokens_come(pieces: tuple[str, ...]) -> None:
+    routers = ScriptedRouters(pieces)
+    deltas, statistics = await _run(routers, GenerationJob(model=None, prompts=("x",), stop=("abcde", "cd")))
+    assert "".join(delta.text for delta in deltas) == "ab"
+    assert deltas[-1].finish_reason is FinishReason.STOP
+    assert statistics.output_tokens == 4
+    if len(pieces) > 1:
+        assert routers.cancelled == [routers.requests[0].sequence_id]
+
+
+async def test_leaving_early_cancels_what_runs() -> None:
+    routers = ScriptedRouters(["a", "b"], error=None)
+    service = _service(routers)
+    job = GenerationJob(model=None, prompts=("x", "y"))
+    async with aclosing(service.generate(job, JobStatistics())) as deltas:
+        await anext(deltas)
+        assert service.num_open_outputs == 2
+    assert sorted(routers.cancelled) == sorted(request.sequence_id for request in routers.requests)
+    assert service.num_open_outputs == 0
+
+
+async def test_a_cancelled_task_cancels_what_runs() -> None:
+    routers = ScriptedRouters([])
+    task = asyncio.create_task(_run(routers, GenerationJob(model=None, prompts=("x",))))
+    await asyncio.wait_for(routers.submitted.wait(), 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert routers.cancelled == [routers.requests[0].sequence_id]
+
+
+async def test_an_error_of_one_output_ends_the_job() -> None:
+    routers = ScriptedRouters(["a"], error=Overloaded("full"))
+    with pytest.raises(Overloaded):
+        await _run(routers, GenerationJob(model=None, prompts=("x", "y")))
+    assert len(routers.cancelled) == 1
+
+
+@pytest.mark.parametrize(
+    ("job", "error", "words"),
+    [
+        (GenerationJob(model="other", prompts=("x",)), UnknownModel, ["'other'", "'tiny'"]),
+        (GenerationJob(model=None, prompts=("",)), InvalidRequest, ["empty"]),
+        (GenerationJob(model=None, prompts=([],)), InvalidRequest, ["empty"]),
+        (GenerationJob(model=None, prompts=([256],)), InvalidRequest, ["256"]),
+        (GenerationJob(model=None, prompts=("x" * 40,)), PromptTooLong, ["40", "16", "32"]),
+        (GenerationJob(model=None, prompts=("x",), max_tokens=100), PromptTooLong, ["100", "32"]),
+        (GenerationJob(model=None, prompts=("x",) * 65), InvalidRequest, ["65", "64"]),
+        (GenerationJob(model=None, prompts=("x",), tree_budget=2000), InvalidRequest, ["2000", "1024"]),
+    ],
+)
+async def test_refusals_hold_both_values(job: GenerationJob, error: type[DFlashError], words: list[str]) -> None:
+    routers = ScriptedRouters()
+    with pytest.raises(error) as caught:
+        await _run(routers, job)
+    assert all(word in caught.value.message for word in words)
+    assert routers.requests == []
+
+
+async def test_without_a_target_requests_are_refused() -> None:
+    routers = ScriptedRouters()
+    routers.info = None
+    assert not _service(routers).is_ready
+    with pytest.raises(Unavailable):
+        await _run(routers, GenerationJob(model=None, prompts=("x",)))
