@@ -1,0 +1,213 @@
+"""Small random targets for tests, each with an untouched twin for `transformers`' own forward and `generate`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import (
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+from transformers.models.auto import AutoModelForCausalLM
+
+from dflash_core.contracts import (
+    DraftTree,
+    Outcome,
+    OutcomeStatus,
+    Prefill,
+    RoundRequest,
+    SamplingParams,
+    SequenceKey,
+    TreeRows,
+)
+from dflash_core.models.drafter import ContextProjection
+from dflash_core.models.drafter_config import DrafterConfig, LayerAttention
+from dflash_core.runners.settings import TargetSettings
+from dflash_core.runners.target import TargetRound, TargetRunner
+from dflash_core.runners.target_loading import TargetFeatures
+from dflash_core.trees.structure import root_only
+
+VOCAB_SIZE = 120
+TARGET_LAYER_IDS = (0, 2)  # 2 is the last layer: after the final norm
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "qwen3": Qwen3Config(**_SIZES),
+    "llama": LlamaConfig(**_SIZES),
+    "mistral": MistralConfig(**_SIZES, sliding_window=7),
+    "gemma2": Gemma2Config(
+        **_SIZES, sliding_window=6, query_pre_attn_scalar=16, attn_logit_softcapping=3.0, final_logit_softcapping=8.0
+    ),
+}
+
+SAMPLINGS = {
+    "greedy": SamplingParams(),
+    "warm": SamplingParams(temperature=0.7, top_k=20, top_p=0.9, seed=11),
+    "hot": SamplingParams(temperature=1.0, seed=2**63 + 5),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A runner, and the same model as transformers runs it."""
+
+    runner: TargetRunner
+    twin: PreTrainedModel
+    projection: ContextProjection
+
+
+def make_subject(name: str = "qwen3", **settings: Any) -> Subject:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = copy.deepcopy(CONFIGS[name])
+        # Eager: the one implementation of transformers that knows softcaps.
+        twin = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        for parameter in twin.parameters():  # initial weights are so small that every logit is nearly the same
+            torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]))
+        model.load_state_dict(twin.state_dict())
+        projection = _projection()
+    features = TargetFeatures(TARGET_LAYER_IDS, projection, "fc")
+    defaults = TargetSettings(kv_block_size=4, num_blocks=64, max_rows=256, max_tree_rows=128, device="cpu")
+    runner = TargetRunner(model, features, defaults.model_copy(update=settings))
+    return Subject(runner, twin, projection)
+
+
+def _projection() -> ContextProjection:
+    config = DrafterConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        draft_block_size=4,
+        num_target_layers=3,
+        target_layer_ids=TARGET_LAYER_IDS,
+        mask_token_id=1,
+        layers=(LayerAttention(None, False),),
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rms_norm_eps=1e-5,
+    )
+    projection = ContextProjection(config).eval().requires_grad_(False)
+    torch.nn.init.normal_(projection.hidden_norm.weight, 1.0, 0.3)
+    return projection
+
+
+def random_prompt(seed: int, length: int) -> npt.NDArray[np.int32]:
+    return np.random.default_rng([seed, 77]).integers(0, VOCAB_SIZE, length).astype(np.int32)
+
+
+def prefill_of(
+    key: SequenceKey,
+    token_ids: npt.NDArray[np.int32],
+    start: int = 0,
+    end: int | None = None,
+    sampling: SamplingParams | None = None,
+    drafter_address: str = "",
+    features_from: int = 0,
+) -> Prefill:
+    """The chunk start … end of a prompt."""
+    end = len(token_ids) if end is None else end
+    return Prefill(
+        key,
+        token_ids[start:end],
+        start,
+        is_last=end == len(token_ids),
+        num_prompt_tokens=len(token_ids),
+        sampling=sampling or SamplingParams(),
+        drafter_address=drafter_address,
+        features_from=features_from,
+    )
+
+
+def run(runner: TargetRunner, round_id: int = 1, **parts: Any) -> TargetRound:
+    return runner.run_round(RoundRequest(round_id, **parts))
+
+
+def ok(outcome: Outcome) -> Outcome:
+    assert outcome.status is OutcomeStatus.OK, outcome
+    return outcome
+
+
+def decode_plainly(
+    runner: TargetRunner,
+    prompt: npt.NDArray[np.int32],
+    num_tokens: int,
+    sampling: SamplingParams | None = None,
+    key: SequenceKey | None = None,
+) -> list[int]:
+    """`num_tokens` tokens with one root per round, then releases the sequence."""
+    key = key or SequenceKey("plain", 0)
+    outcome = ok(run(runner, prefills=(prefill_of(key, prompt, sampling=sampling),)).result.outcomes[0])
+    tokens = [outcome.bonus_token]
+    while len(tokens) < num_tokens:
+        tree = TreeRows(key, outcome.cached_len, root_only(tokens[-1]))
+        outcome = ok(run(runner, trees=(tree,)).result.outcomes[0])
+        tokens.append(outcome.bonus_token)
+    run(runner, releases=(key,))
+    return tokens
+
+
+def generate(model: PreTrainedModel, prompt: npt.NDArray[np.int32], num_tokens: int) -> list[int]:
+    """Greedy tokens by transformers' own loop."""
+    ids = torch.from_numpy(prompt.astype(np.int64))[None]
+    with torch.inference_mode():
+        output = model.generate(ids, max_new_tokens=num_tokens, do_sample=False, attention_mask=torch.ones_like(ids))
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
+
+
+def dense_features(subject: Subject, token_ids: Sequence[int]) -> Tensor:
+    """`[tokens, hidden]`: hidden_states[i + 1] of the captured layers, then fc and hidden_norm."""
+    with torch.inference_mode():
+        hidden = subject.twin(torch.tensor([list(token_ids)]), output_hidden_states=True).hidden_states
+        raw = torch.cat([hidden[i + 1][0] for i in TARGET_LAYER_IDS], dim=-1)
+        return subject.projection.project_context(raw)
+
+
+def random_tree(
+    rng: np.random.Generator, root: int, right: Sequence[int], num_nodes: int, max_depth: int
+) -> DraftTree:
+    """A random tree whose tokens are now and then those of `right`, the true continuation of the root."""
+    children: dict[tuple[int, ...], set[int]] = {(): set()}
+    while sum(len(c) for c in children.values()) < num_nodes:
+        paths = [path for path in children if len(path) < max_depth]
+        path = paths[rng.integers(len(paths))]
+        is_right = len(path) < len(right) and list(path) == list(right[: len(path)])
+        token = right[len(path)] if is_right and rng.random() < 0.5 else int(rng.integers(VOCAB_SIZE))
+        children[path].add(int(token))
+        children.setdefault((*path, int(token)), set())
+    rows: list[tuple[int, int]] = []
+
+    def visit(path: tuple[int, ...], token: int) -> None:
+        rows.append((token, len(path)))
+        for child in rng.permutation(sorted(children[path])).tolist():
+            visit((*path, child), child)
+
+    visit((), root)
+    return DraftTree(np.array([t for t, _ in rows], np.int32), np.array([d for _, d in rows], np.int32))
