@@ -48,7 +48,7 @@ class EventBatch:
 
 def check_result(plan: RoundPlan, result: RoundResult) -> None:
     """Raises `ProtocolError` unless the outcomes are those of the plan, in its order."""
-    wanted = [piece.key for piece in (*plan.request.prefills, *plan.request.trees)]
+    wanted = [prefill.key for prefill in plan.request.prefills] + [tree.key for tree in plan.request.trees]
     got = [outcome.key for outcome in result.outcomes]
     if wanted != got:
         raise ProtocolError(f"round {result.round_id}: wanted outcomes of {wanted}, got {got}")
@@ -68,12 +68,13 @@ def commit_round(
         if outcome.status is not OutcomeStatus.OK:
             _not_ok(sequence, outcome, keeper)
             continue
+        num_nodes = 0 if isinstance(piece, Prefill) else piece.tree.num_nodes
         if isinstance(piece, Prefill):
             timings.prefill_tokens += len(piece.token_ids)
             chosen = _commit_prefill(sequence, piece, outcome, keeper)
         else:
             timings.tree_sequences += 1
-            timings.tree_nodes += piece.tree.num_nodes
+            timings.tree_nodes += num_nodes
             chosen = _commit_tree(sequence, piece, outcome, keeper)
         if not chosen:
             continue
@@ -81,7 +82,8 @@ def commit_round(
         timings.output_tokens += len(kept)
         token_ids = np.asarray(kept, dtype=np.int32)
         statistics = sequence.statistics(now) if finish is not None else None
-        events.add(sequence.sink, TokenEvent(sequence.request.sequence_id, token_ids, finish, statistics))
+        event = TokenEvent(sequence.request.sequence_id, token_ids, finish, statistics, num_tree_nodes=num_nodes)
+        events.add(sequence.sink, event)
         if finish is not None:
             keeper.finish(sequence)
     events.send()
@@ -129,5 +131,3 @@ def _not_ok(sequence: Sequence, outcome: Outcome, keeper: SequenceKeeper) -> Non
             keeper.wait_again(sequence, reason)
         case _:  # unknown there, or the target stands elsewhere, or holds a higher attempt
             keeper.prefill_again(sequence, reason)
-
-

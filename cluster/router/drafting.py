@@ -17,7 +17,7 @@ from dflash_core.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
-_MOST_SKIPPED_ROUNDS = 63
+_MOST_SKIPPED_ROUNDS = 15
 
 
 class DrafterPool(Protocol):

@@ -63,9 +63,7 @@ class RoundLoop:
 
     def _plan(self) -> RoundPlan:
         with self._timings.stage(PLAN):
-            return plan_round(
-                next(self._round_ids), self._link, self._planner, self._settings, self._host.num_waiting
-            )
+            return plan_round(next(self._round_ids), self._link, self._planner, self._settings, self._host.num_waiting)
 
     async def _verify_and_commit(self, plan: RoundPlan) -> None:
         try:

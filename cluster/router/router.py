@@ -12,7 +12,7 @@ from itertools import count
 
 import numpy as np
 
-from cluster.requests import EventSink, FinishReason, GenerationRequest, TokenEvent
+from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics, TokenEvent
 from cluster.router.admission import check_request
 from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.rounds import RoundLoop
@@ -157,11 +157,16 @@ class Router:
         self._waiting.append(sequence)
         self._place_waiting()
 
-    def cancel(self, sequence_id: str, sink: EventSink) -> None:
-        """No further event follows. Blocks are free within one round. An unknown id may just be done."""
+    def cancel(self, sequence_id: str, sink: EventSink) -> GenerationStatistics | None:
+        """No further event follows; blocks are free within one round. Returns what it cost so far.
+
+        None for an unknown id, which may just be done.
+        """
         sequence = self._sequences.get((sink, sequence_id))
-        if sequence is not None:
-            self.finish(sequence)
+        if sequence is None:
+            return None
+        self.finish(sequence)
+        return sequence.statistics(time.monotonic())
 
     def release_client(self, sink: EventSink) -> None:
         """Cancels all sequences of a client that is gone."""

@@ -41,7 +41,9 @@ DEPTH = 7
 
 
 def next_token(seed: int, history: list[int]) -> int:
-    return zlib.crc32(np.asarray([seed & 0x7FFFFFFF, len(history), *history[-6:]], dtype=np.int64).tobytes()) % VOCAB_SIZE
+    return (
+        zlib.crc32(np.asarray([seed & 0x7FFFFFFF, len(history), *history[-6:]], dtype=np.int64).tobytes()) % VOCAB_SIZE
+    )
 
 
 def decode_plainly(request: GenerationRequest) -> list[int]:

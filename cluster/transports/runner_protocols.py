@@ -1,0 +1,79 @@
+"""What the transports need of `dflash_core.runners`, without importing torch. Runners are synchronous."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from dflash_core.contracts import (
+    ContextAck,
+    ContextChunk,
+    Draft,
+    DraftBlock,
+    DrafterInfo,
+    DraftRequest,
+    DraftResult,
+    RoundRequest,
+    RoundResult,
+    SequenceKey,
+    TargetInfo,
+)
+
+
+class RoundOutput(Protocol):
+    @property
+    def result(self) -> RoundResult: ...
+
+    @property
+    def context(self) -> Mapping[str, list[ContextChunk]]:
+        """Features of the committed positions, by drafter address."""
+        ...
+
+
+class TargetModelRunner(Protocol):
+    @property
+    def info(self) -> TargetInfo: ...
+
+    @property
+    def free_blocks(self) -> int: ...
+
+    @property
+    def num_sequences(self) -> int: ...
+
+    def run_round(self, request: RoundRequest) -> RoundOutput: ...
+
+    def release_all(self) -> None: ...
+
+
+class DrafterModelRunner(Protocol):
+    @property
+    def info(self) -> DrafterInfo: ...
+
+    @property
+    def stage_times_us(self) -> dict[str, int]:
+        """Of the last `draft`."""
+        ...
+
+    def open(self, key: SequenceKey, context_len: int) -> None: ...
+
+    def append_context(self, chunk: ContextChunk) -> ContextAck: ...
+
+    def context_len(self, key: SequenceKey) -> int | None: ...
+
+    def draft(self, blocks: Sequence[DraftBlock]) -> list[Draft]: ...
+
+    def release(self, key: SequenceKey) -> None: ...
+
+    def release_all(self) -> None: ...
+
+
+def run_draft_request(runner: DrafterModelRunner, request: DraftRequest) -> DraftResult:
+    """Releases, then opens, then one forward over all blocks."""
+    for key in request.releases:
+        runner.release(key)
+    for key, context_len in request.opens:
+        runner.open(key, context_len)
+    if not request.blocks:
+        return DraftResult(request.batch_id, ())
+    drafts = tuple(runner.draft(request.blocks))
+    return DraftResult(request.batch_id, drafts, runner.stage_times_us)
