@@ -77,7 +77,10 @@ class LLMInferenceEngine:
         from cluster.loading import load_pair
 
         pair = load_pair(
-            target_model, drafter_model, target_settings or TargetSettings(), drafter_settings or DrafterSettings()
+            target_model,
+            drafter_model,
+            target_settings or TargetSettings.model_validate({}),
+            drafter_settings or DrafterSettings.model_validate({}),
         )
         self.tokenizer: Tokenizer = pair.tokenizer
         self.target_info: TargetInfo = pair.target.info

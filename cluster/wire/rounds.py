@@ -137,9 +137,7 @@ def _tree_from_pb(pb: router_pb2.TreeRows) -> TreeRows:
     """Sizes only: whether the depths are a tree, and the tokens in the vocabulary, is for the target to say."""
     token_ids, depths = int32_from_pb(pb.token_ids), int32_from_pb(pb.depths)
     if len(token_ids) != len(depths) or not len(token_ids):
-        raise ProtocolError(
-            f"a tree needs as many depths as tokens, and a root; got {len(depths)} and {len(token_ids)}"
-        )
+        raise ProtocolError(f"a tree has a root and as many depths as tokens, got {len(depths)} and {len(token_ids)}")
     return TreeRows(key_from_pb(pb.key), pb.root_position, DraftTree(token_ids, depths))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -38,6 +39,13 @@ from dflash_core.errors import Unavailable
 VOCAB_SIZE = 97
 NUM_CANDIDATES = 4
 DEPTH = 7
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Polls, since what is waited for is the absence of something that nobody announces."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def next_token(seed: int, history: list[int]) -> int:

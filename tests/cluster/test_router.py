@@ -31,6 +31,7 @@ from tests.cluster.simulated import (
     SimulatedTarget,
     decode_plainly,
     make_request,
+    until,
 )
 
 
@@ -68,11 +69,8 @@ class World:
             assert last.statistics.output_tokens == len(request.token_ids) - request.num_prompt_tokens + len(expected)
 
     async def check_nothing_left(self) -> None:
-        async with asyncio.timeout(5):
-            while any(t.held for t in self.targets if not t.is_dead) or any(
-                d.contexts for d in self.drafters if not d.is_dead
-            ):
-                await asyncio.sleep(0.001)
+        await until(lambda: not any(target.held for target in self.targets if not target.is_dead))
+        await until(lambda: not any(drafter.contexts for drafter in self.drafters if not drafter.is_dead))
         for target in self.targets:
             if not target.is_dead:
                 assert target.free_blocks == target.info.num_blocks
@@ -303,8 +301,7 @@ async def test_cancel_frees_everything_within_one_round() -> None:
             await asyncio.sleep(world.rng.random() * 0.01)
             world.router.cancel(request.sequence_id, world.client)
             num_rounds = len(target.rounds)
-            while target.held or drafter.contexts:
-                await asyncio.sleep(0)
+            await until(lambda: not target.held and not drafter.contexts)
             # At most the round that runs, and the one that carries the release.
             assert len(target.rounds) <= num_rounds + 2
         assert not world.client.last
@@ -344,11 +341,9 @@ async def test_sequences_wait_for_a_target_to_come_back() -> None:
         requests = [make_request(world.rng, f"s{i}", max_tokens=50, stop_token_ids=()) for i in range(4)]
         for request in requests:
             world.router.submit(request, world.client)
-        while not world.client.tokens:
-            await asyncio.sleep(0.001)
+        await until(lambda: world.client.tokens)
         target.is_dead = True
-        while world.router.is_ready:
-            await asyncio.sleep(0.001)
+        await until(lambda: not world.router.is_ready)
         with pytest.raises(Unavailable):
             world.router.submit(make_request(world.rng, "late"), world.client)
         await asyncio.sleep(0.01)
