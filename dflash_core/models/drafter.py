@@ -10,7 +10,7 @@ Parameter names are those of the published checkpoints. Tensors have any leading
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 from transformers import Qwen3Config
@@ -114,6 +114,11 @@ class DFlashDrafter(ContextProjection):
         """cos and sin `[..., rows, head_dim]` for positions `[..., rows]`, in the dtype of `like`."""
         cos, sin = self.rotary_emb(like, position_ids)
         return cos, sin
+
+    def context_kv(self, context_features: Tensor, position_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the context for each layer, as `DFlashLayer.context_kv`, at positions `[..., tokens]`."""
+        cos, sin = self.rotary(position_ids, context_features)
+        return [cast(DFlashLayer, layer).context_kv(context_features, cos, sin) for layer in self.layers]
 
     def forward(self, block_embeds: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
         """Embeddings `[..., rows, hidden]` of one or many blocks [root, MASK, …], at positions `[..., rows]`

@@ -32,3 +32,23 @@ class TargetSettings(BaseModel):
         if self.max_tree_rows > self.max_rows:
             raise ValueError(f"max_tree_rows {self.max_tree_rows} exceeds max_rows {self.max_rows}")
         return self
+
+
+class DrafterSettings(BaseModel):
+    """One drafter. The size of its context pool is `num_blocks`, or else what fits `kv_cache_bytes`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: DeviceName = Field("auto", description="auto: cuda where there is a GPU")
+    dtype: DtypeName = Field("auto", description="auto: bfloat16 on cuda, float32 on cpu")
+    kv_block_size: int = Field(16, ge=1, description="tokens in a block of context")
+    num_blocks: int | None = Field(None, ge=1, description="context blocks; unset: as many as kv_cache_bytes holds")
+    kv_cache_bytes: int | None = Field(
+        None, ge=1, description="memory for keys and values; unset: 64 MiB on cpu, half of what is free on cuda"
+    )
+    num_candidates: int = Field(64, ge=1, description="likeliest tokens told per depth; the vocabulary is the most")
+    shared_noise: bool = Field(True, description="rank candidates with the noise that the target will add")
+    sharpness: float = Field(1.0, gt=0, description="divides the scores of sampled candidates")
+    truncation_penalty: float = Field(2.0, ge=0, description="nats off for candidates beyond top-k, top-p or min-p")
+    max_batch_blocks: int = Field(64, ge=1, description="most draft blocks in one forward; more go in several")
+    num_threads: int = Field(1, ge=1, description="torch threads of the process, on cpu")

@@ -1,0 +1,24 @@
+"""Which device and dtype a runner's settings mean on this machine."""
+
+from __future__ import annotations
+
+import torch
+
+from dflash_core.errors import InvalidSettings
+from dflash_core.runners.settings import DeviceName, DtypeName
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: DeviceName) -> torch.device:
+    """Raises `InvalidSettings` for a GPU that is not there."""
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise InvalidSettings("device is cuda, but torch sees no GPU")
+    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+
+
+def pick_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[name]

@@ -1,0 +1,144 @@
+"""`DrafterContext`: whose context a drafter holds and how far, in pages of keys and values per draft layer.
+
+```
+held:   | 0 … context_len − 1 |                 of one attempt
+chunk:             | start … start + n − 1 |    the overlap is skipped, a gap refused
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dflash_core.cache.blocks import BlockManager, OutOfBlocks
+from dflash_core.cache.pools import KvPool, KvShape, slots_of
+from dflash_core.contracts import ContextStatus, SequenceKey
+from dflash_core.errors import InvalidSettings
+from dflash_core.models.drafter import DFlashDrafter
+from dflash_core.runners.settings import DrafterSettings
+
+_CPU_BYTES = 64 << 20
+
+
+@dataclass(slots=True)
+class HeldContext:
+    """One sequence's context at its newest attempt."""
+
+    attempt: int
+    context_len: int = 0
+    block_table: list[int] = field(default_factory=list)
+    out_of_blocks: str | None = None  # why the last chunk was not stored
+
+
+class DrafterContext:
+    """Committed tokens' keys and values for every draft layer, computed once when a feature arrives."""
+
+    def __init__(self, model: DFlashDrafter, num_blocks: int, kv_block_size: int) -> None:
+        self._model = model
+        self.pool = KvPool(_kv_shape(model), num_blocks, kv_block_size, max_tree_rows=0, device=model.fc.weight.device)
+        self._blocks = BlockManager(num_blocks, kv_block_size)
+        self._held: dict[str, HeldContext] = {}
+
+    @property
+    def kv_block_size(self) -> int:
+        return self._blocks.kv_block_size
+
+    @property
+    def free_blocks(self) -> int:
+        return self._blocks.free_blocks
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self._held)
+
+    def find(self, key: SequenceKey) -> HeldContext | None:
+        """None where the sequence, or this attempt at it, is not open here."""
+        held = self._held.get(key.sequence_id)
+        return held if held is not None and held.attempt == key.attempt else None
+
+    def block_table(self, key: SequenceKey) -> list[int]:
+        return self._held[key.sequence_id].block_table
+
+    def is_stale(self, key: SequenceKey) -> bool:
+        held = self._held.get(key.sequence_id)
+        return held is not None and key.attempt < held.attempt
+
+    def open(self, key: SequenceKey, context_len: int) -> None:
+        """Makes room for a sequence. A higher attempt keeps the first `context_len` positions of the one before, a
+        lower one is dropped, the same one changes nothing."""
+        held = self._held.get(key.sequence_id)
+        if held is None:
+            self._held[key.sequence_id] = HeldContext(key.attempt)
+        elif key.attempt > held.attempt:
+            held.attempt = key.attempt
+            held.out_of_blocks = None
+            if context_len < held.context_len:
+                held.context_len = max(context_len, 0)
+                keep = self._blocks.blocks_for(held.context_len)
+                surplus, held.block_table = held.block_table[keep:], held.block_table[:keep]
+                self._blocks.free(surplus)
+
+    def release(self, key: SequenceKey) -> None:
+        """Frees the sequence, unless a higher attempt holds it."""
+        held = self._held.get(key.sequence_id)
+        if held is not None and key.attempt >= held.attempt:
+            self._blocks.free(held.block_table)
+            del self._held[key.sequence_id]
+
+    def release_all(self) -> None:
+        for held in self._held.values():
+            self._blocks.free(held.block_table)
+        self._held.clear()
+
+    def append(self, key: SequenceKey, start: int, features: Tensor) -> ContextStatus:
+        """Stores the keys and values of `features [num_tokens, hidden]` at positions start …; on any status but OK
+        nothing is stored. Where blocks run out nothing is either: the status is OK, the length stays behind, and
+        `HeldContext.out_of_blocks` says why."""
+        held = self.find(key)
+        if held is None:
+            return ContextStatus.STALE_ATTEMPT if self.is_stale(key) else ContextStatus.UNKNOWN
+        if start > held.context_len:
+            return ContextStatus.GAP
+        end = start + len(features)
+        if end <= held.context_len:
+            return ContextStatus.OK
+        try:
+            self._blocks.extend(held.block_table, end)
+        except OutOfBlocks as error:
+            held.out_of_blocks = error.message
+            return ContextStatus.OK
+        held.out_of_blocks = None
+        self._write(held, features[held.context_len - start :], end)
+        held.context_len = end
+        return ContextStatus.OK
+
+    def _write(self, held: HeldContext, features: Tensor, end: int) -> None:
+        device = features.device
+        slots = torch.from_numpy(slots_of(held.block_table, held.context_len, end, self.kv_block_size)).to(device)
+        positions = torch.arange(held.context_len, end, device=device)
+        for layer_idx, (key, value) in enumerate(self._model.context_kv(features, positions)):
+            self.pool.write(layer_idx, slots, key, value)
+
+
+def context_blocks(model: DFlashDrafter, settings: DrafterSettings) -> int:
+    """Blocks that the settings mean. Raises `InvalidSettings` where not even one fits the memory."""
+    if settings.num_blocks is not None:
+        return settings.num_blocks
+    device = model.fc.weight.device
+    num_bytes = settings.kv_cache_bytes
+    if num_bytes is None:
+        num_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _CPU_BYTES
+    bytes_per_block = _kv_shape(model).bytes_per_token * settings.kv_block_size
+    if num_bytes < bytes_per_block:
+        raise InvalidSettings(
+            f"a block of context takes {bytes_per_block} bytes, there are {num_bytes} for all of them"
+        )
+    return num_bytes // bytes_per_block
+
+
+def _kv_shape(model: DFlashDrafter) -> KvShape:
+    config = model.config
+    return KvShape(config.num_layers, config.num_kv_heads, config.head_dim, model.fc.weight.dtype)
