@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dflash_core.contracts import SamplingParams
 from dflash_core.sampling.kernels_cpu import rank_rows
 from dflash_core.sampling.noise_torch import gumbel
 from dflash_core.sampling.rows import SamplingRows
@@ -84,3 +85,8 @@ def rank_candidates_torch(
     best_keys = torch.topk(order_keys(values), num_candidates, dim=1).values
     ids = 0x7FFFFFFF - (best_keys & 0x7FFFFFFF)
     return ids.int(), torch.log_softmax(values, dim=1).gather(1, ids)
+
+
+def warm_up() -> None:
+    """Compiles (or loads from the cache) the CPU path, so that the first draft does not wait for it."""
+    rank_candidates(torch.zeros(1, 1), SamplingRows.of([(SamplingParams(), 0)]), 1, 1, 1.0, 0.0, False)

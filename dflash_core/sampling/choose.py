@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dflash_core.sampling.kernels_cpu import NOISE_BOUNDS, choose_rows
+from dflash_core.contracts import SamplingParams
+from dflash_core.sampling.kernels_cpu import choose_rows
+from dflash_core.sampling.kernels_math import NOISE_BOUNDS
 from dflash_core.sampling.noise_torch import gumbel
 from dflash_core.sampling.rows import SamplingRows
 from dflash_core.sampling.truncation import keep_mask
@@ -51,3 +53,8 @@ def choose_tokens_torch(logits: Tensor, rows: SamplingRows, vocab_size: int) -> 
         values = torch.where(is_greedy, values, noisy)
     best, chosen = values.max(dim=1)
     return torch.where(best > -torch.inf, chosen, -1)
+
+
+def warm_up() -> None:
+    """Compiles (or loads from the cache) the CPU path, so that the first round does not wait for it."""
+    choose_tokens(torch.zeros(1, 1), SamplingRows.of([(SamplingParams(), 0)]), 1)

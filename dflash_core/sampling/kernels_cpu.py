@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dflash_core.jit import jit
-from dflash_core.sampling.noise import MULTIPLIER_0, MULTIPLIER_1, NUM_PHILOX_ROUNDS, WEYL_0, WEYL_1
+from dflash_core.sampling.kernels_math import CHUNK, MOST_NOISE, fill_words, gumbel_chunk, gumbel_of, sum_of_exp
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -21,68 +21,13 @@ Longs = npt.NDArray[np.int64]
 Ints = npt.NDArray[np.int32]
 Words = npt.NDArray[np.uint32]
 
-CHUNK = 64
 NUM_BINS = 1024  # of (best − value), for the truncation border
 BINS_PER_NAT = np.float32(32.0)
 NEGLIGIBLE_NATS = np.float32(30.0)  # below the best: 150k such ids weigh 1.4e-8 of it together
 
-_MASK_32 = np.uint64(0xFFFFFFFF)
-_M0, _M1 = np.uint64(MULTIPLIER_0), np.uint64(MULTIPLIER_1)
-_W0, _W1 = np.uint64(WEYL_0), np.uint64(WEYL_1)
 _INF = np.float32(np.inf)
-_HALF, _U_STEP = np.float32(0.5), np.float32(2.0**-23)
 _ID_MASK = np.int64(0x7FFFFFFF)
 _NO_BORDER = np.int64(np.iinfo(np.int64).min)
-
-
-def _noise_bounds() -> Floats:
-    """Upper bounds of the fp32 noise: [0, 256) by the word's top 8 bits; where these are all set, [256, 512) by the
-    next 8. The margin 1e-5 is ten times the rounding error of two fp32 logarithms."""
-    top = np.concatenate([(np.arange(256) << 15) + 0x7FFF, (255 << 15) + (np.arange(256) << 7) + 0x7F])
-    return (-np.log(-np.log((top + 0.5) * 2.0**-23)) + 1e-5).astype(np.float32)
-
-
-NOISE_BOUNDS = _noise_bounds()
-_MOST_NOISE = np.float32(NOISE_BOUNDS[511])
-
-
-@jit
-def _fill_words(seed: int, position: int, first_id: int, words: Words) -> None:
-    """Philox words of the ids first_id … first_id + CHUNK − 1; first_id is a multiple of 4."""
-    first_group = first_id // 4
-    for i in range(CHUNK // 4):
-        c0, c1 = np.uint64(first_group + i), np.uint64(position) & _MASK_32
-        c2, c3 = np.uint64(0), np.uint64(0)
-        k0, k1 = np.uint64(seed) & _MASK_32, np.uint64(seed) >> np.uint64(32)
-        for _ in range(NUM_PHILOX_ROUNDS):
-            product_0, product_1 = c0 * _M0, c2 * _M1
-            c0 = (product_1 >> np.uint64(32)) ^ c1 ^ k0
-            c1 = product_1 & _MASK_32
-            c2 = (product_0 >> np.uint64(32)) ^ c3 ^ k1
-            c3 = product_0 & _MASK_32
-            k0, k1 = (k0 + _W0) & _MASK_32, (k1 + _W1) & _MASK_32
-        words[4 * i] = c0
-        words[4 * i + 1] = c1
-        words[4 * i + 2] = c2
-        words[4 * i + 3] = c3
-
-
-@jit
-def _gumbel(word: np.uint32) -> np.float32:
-    uniform = (np.float32(word >> np.uint32(9)) + _HALF) * _U_STEP
-    return -np.float32(math.log(-np.float32(math.log(uniform))))
-
-
-@jit
-def gumbel_row(seed: int, position: int, vocab_size: int) -> Floats:
-    """The noise of one row as these kernels see it, fp32 `[vocab_size]`; for tests against the reference."""
-    words = np.empty(CHUNK, np.uint32)
-    noise = np.empty(vocab_size, np.float32)
-    for i in range(vocab_size):
-        if i % CHUNK == 0:
-            _fill_words(seed, position, i, words)
-        noise[i] = _gumbel(words[i % CHUNK])
-    return noise
 
 
 @jit
@@ -184,19 +129,19 @@ def _choose_noisy(values: Floats, seed: int, position: int, words: Words, bounds
     best_id = 0
     while values[best_id] != largest:
         best_id += 1
-    _fill_words(seed, position, best_id - best_id % CHUNK, words)
-    best = largest + _gumbel(words[best_id % CHUNK])
+    fill_words(seed, position, best_id - best_id % CHUNK, words)
+    best = largest + gumbel_of(words[best_id % CHUNK])
     for start in range(0, len(values), CHUNK):
-        if _largest(values, start, start + CHUNK) + _MOST_NOISE < best:
+        if _largest(values, start, start + CHUNK) + MOST_NOISE < best:
             continue
-        _fill_words(seed, position, start, words)
+        fill_words(seed, position, start, words)
         for i in range(CHUNK):
             word = words[i]
             top = word >> np.uint32(24)
             bound = bounds[top] if top < 255 else bounds[256 + ((word >> np.uint32(16)) & np.uint32(255))]
             if values[start + i] + bound < best:
                 continue
-            score = values[start + i] + _gumbel(word)
+            score = values[start + i] + gumbel_of(word)
             if score > best or (score == best and start + i < best_id):
                 best, best_id = score, start + i
     return best_id
@@ -217,7 +162,7 @@ def choose_rows(
     """The token of every row `[rows]`; −1 for a row that holds a NaN or nothing above −inf."""
     padded = (num_ids + CHUNK - 1) // CHUNK * CHUNK
     values = np.full(padded, -_INF, np.float32)
-    outside = np.zeros(num_ids, np.bool_)
+    outside = np.zeros(padded, np.bool_)
     keys = np.empty(num_ids, np.int64)
     words = np.empty(CHUNK, np.uint32)
     chosen = np.empty(len(logits), np.int64)
@@ -245,6 +190,22 @@ def choose_rows(
 
 
 @jit
+def _insert_chunk(chunk: Floats, start: int, num_ids: int, count: int, ids: Ints, scores: Floats) -> int:
+    """Inserts the values of ids `start` … into the best `count` so far, sorted; returns the new count."""
+    for i in range(min(CHUNK, num_ids - start)):
+        value = chunk[i]
+        if count == len(ids) and not value > scores[count - 1]:
+            continue
+        j = min(count, len(ids) - 1)
+        count = j + 1
+        while j > 0 and value > scores[j - 1]:
+            scores[j], ids[j] = scores[j - 1], ids[j - 1]
+            j -= 1
+        scores[j], ids[j] = value, start + i
+    return count
+
+
+@jit
 def rank_rows(
     logits: Floats,  # [rows, width]
     num_ids: int,
@@ -264,9 +225,11 @@ def rank_rows(
     num_candidates = ids.shape[1]
     padded = (num_ids + CHUNK - 1) // CHUNK * CHUNK
     values = np.full(padded, -_INF, np.float32)
-    outside = np.zeros(num_ids, np.bool_)
+    outside = np.zeros(padded, np.bool_)
     keys = np.empty(num_ids, np.int64)
     words = np.empty(CHUNK, np.uint32)
+    noise, mantissas = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    exponents = np.empty(CHUNK, np.int32)
     for row in range(len(logits)):
         is_greedy = temperature[row] == np.float32(0.0)
         is_noisy = use_noise and not is_greedy
@@ -282,33 +245,27 @@ def rank_rows(
             values[i] = logits[row, i]
         best, least, count = -_INF, -_INF, 0
         for start in range(0, padded, CHUNK):
-            most = (_largest(values, start, start + CHUNK) + noise_scale * _MOST_NOISE) / scale
+            chunk = values[start : start + CHUNK]
+            most = (_largest(chunk, 0, CHUNK) + noise_scale * MOST_NOISE) / scale
             if count == num_candidates and most <= least and most < best - NEGLIGIBLE_NATS:
-                values[start : start + CHUNK] = -_INF
+                chunk[:] = -_INF
                 continue
             if is_noisy:
-                _fill_words(seeds[row], positions[row], start, words)
-            for i in range(start, min(start + CHUNK, num_ids)):
-                value = values[i]
-                if is_noisy:
-                    value += noise_scale * _gumbel(words[i - start])
-                if is_truncated and outside[i]:
-                    value -= truncation_penalty
-                value /= scale
-                values[i] = value
-                best = value if value > best else best
-                if count < num_candidates or value > least:
-                    j = count if count < num_candidates else num_candidates - 1
-                    count = j + 1
-                    while j > 0 and value > scores[row, j - 1]:
-                        scores[row, j], ids[row, j] = scores[row, j - 1], ids[row, j - 1]
-                        j -= 1
-                    scores[row, j], ids[row, j] = value, i
-                    least = scores[row, count - 1]
-        total = 0.0
-        for i in range(num_ids):
-            if values[i] > best - NEGLIGIBLE_NATS:
-                total += np.float64(np.float32(math.exp(values[i] - best)))
-        log_total = np.float64(best) + math.log(total) if total > 0.0 else 0.0
+                fill_words(seeds[row], positions[row], start, words)
+                gumbel_chunk(words, noise, exponents, mantissas)
+                for i in range(CHUNK):
+                    chunk[i] += noise_scale * noise[i]
+            if is_truncated:
+                for i in range(CHUNK):
+                    chunk[i] -= truncation_penalty if outside[start + i] else np.float32(0.0)
+            if scale != np.float32(1.0):
+                for i in range(CHUNK):
+                    chunk[i] /= scale
+            most = _largest(chunk, 0, CHUNK)
+            best = most if most > best else best
+            if count < num_candidates or most > least:
+                count = _insert_chunk(chunk, start, num_ids, count, ids[row], scores[row])
+                least = scores[row, count - 1]
+        log_total = np.float64(best) + math.log(sum_of_exp(values, best)) if best > -_INF else 0.0
         for j in range(num_candidates):
             scores[row, j] = np.float32(np.float64(scores[row, j]) - log_total)

@@ -22,6 +22,8 @@ Ints = npt.NDArray[np.int32]
 
 NO_PARENT = -1
 
+_SOUND, _WRONG_STEP, _TOO_DEEP, _WRONG_TOKEN, _TWIN = range(5)
+
 
 def parents(depths: Ints) -> Ints:
     """The row of each row's parent, int32 `[num_rows]`; `NO_PARENT` for roots. The depths must be sound."""
@@ -52,20 +54,47 @@ def check_tree(tree: DraftTree, vocab_size: int, max_rows: int, max_depth: int) 
         raise ProtocolError(f"a tree must have 1 to {max_rows} rows, got {len(depths)}")
     if depths[0] != 0:
         raise ProtocolError(f"row 0 of a tree must be the root at depth 0, got depth {depths[0]}")
-    steps = np.diff(depths.astype(np.int64))
-    wrong = np.flatnonzero((depths[1:] < 1) | (steps > 1))
-    if len(wrong):
-        row = int(wrong[0]) + 1
+    fault, row = _first_fault(token_ids, depths, vocab_size, max_depth)
+    if fault == _WRONG_STEP:
         raise ProtocolError(f"row {row} of a tree has depth {depths[row]} after depth {depths[row - 1]}")
-    if depths.max() > max_depth:
-        raise ProtocolError(f"a tree may be {max_depth} deep, got {depths.max()}")
-    if token_ids.min() < 0 or token_ids.max() >= vocab_size:
-        raise ProtocolError(
-            f"token ids of a tree must lie in [0, {vocab_size}), got {token_ids.min()} to {token_ids.max()}"
-        )
-    edges = parents(depths).astype(np.int64) * vocab_size + token_ids
-    if len(np.unique(edges[1:])) != len(edges) - 1:
-        raise ProtocolError("two children of one node of a tree have the same token")
+    if fault == _TOO_DEEP:
+        raise ProtocolError(f"a tree may be {max_depth} deep, got depth {depths[row]} in row {row}")
+    if fault == _WRONG_TOKEN:
+        raise ProtocolError(f"token ids of a tree must lie in [0, {vocab_size}), got {token_ids[row]} in row {row}")
+    if fault == _TWIN:
+        raise ProtocolError(f"row {row} of a tree has the token {token_ids[row]} of an earlier child of its parent")
+
+
+def warm_up() -> None:
+    """Compiles (or loads from the cache) this module, so that the first round does not wait for it."""
+    tree = root_only(0)
+    check_tree(tree, vocab_size=1, max_rows=1, max_depth=0)
+    parents(tree.depths)
+    end_rows(tree.depths)
+
+
+@jit
+def _first_fault(token_ids: Ints, depths: Ints, vocab_size: int, max_depth: int) -> tuple[int, int]:
+    """The first row that makes the tree unsound and what is wrong with it; row 0 is known to be at depth 0."""
+    last_of_depth = np.empty(len(depths) + 1, np.int32)
+    previous_sibling = np.empty(len(depths), np.int32)
+    for row in range(len(depths)):
+        depth = depths[row]
+        if row > 0 and not 1 <= depth <= depths[row - 1] + 1:
+            return _WRONG_STEP, row
+        if depth > max_depth:
+            return _TOO_DEEP, row
+        if not 0 <= token_ids[row] < vocab_size:
+            return _WRONG_TOKEN, row
+        # A row just below its parent is a first child; any other follows a sibling's subtree.
+        previous_sibling[row] = last_of_depth[depth] if row > 0 and depth <= depths[row - 1] else NO_PARENT
+        last_of_depth[depth] = row
+        sibling = previous_sibling[row]
+        while sibling >= 0:
+            if token_ids[sibling] == token_ids[row]:
+                return _TWIN, row
+            sibling = previous_sibling[sibling]
+    return _SOUND, -1
 
 
 @jit

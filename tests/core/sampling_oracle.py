@@ -12,20 +12,16 @@ from dflash_core.sampling import noise
 def processed(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
     """fp32 logits / T with −inf where top-k, then top-p, then min-p exclude an id; T > 0."""
     values = logits.astype(np.float32) / np.float32(params.temperature)
-    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    order = np.argsort(-values, kind="stable")  # equal values by rising id
     if params.top_k > 0:
         order = order[: params.top_k]
     if params.top_p < 1.0:
         weights = np.exp(values[order] - values.max()).astype(np.float64)
-        mass = 0.0
-        for count, weight in enumerate(weights, start=1):
-            mass += weight
-            if mass >= np.float64(np.float32(params.top_p)) * weights.sum():
-                order = order[:count]
-                break
+        mass = np.cumsum(weights)
+        order = order[: 1 + int((mass < np.float64(np.float32(params.top_p)) * mass[-1]).sum())]
     if params.min_p > 0.0:
         floor = np.float32(np.log(np.float64(np.float32(params.min_p))))
-        order = [i for i in order if values[i] - values.max() >= floor]
+        order = order[values[order] - values.max() >= floor]
     result = np.full_like(values, -np.inf)
     result[order] = values[order]
     return result

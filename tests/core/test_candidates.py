@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dflash_core.contracts import SamplingParams
@@ -30,7 +30,7 @@ RANKINGS = [rank_candidates, rank_candidates_torch]
     num_levels=st.sampled_from([None, None, 8]),
     use_noise=st.booleans(),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_ranking_is_the_oracles(
     rank, row_list, seed, vocab, num_candidates, sharpness, truncation_penalty, spread, num_levels, use_noise
 ) -> None:

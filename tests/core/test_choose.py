@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dflash_core.contracts import SamplingParams
@@ -28,7 +28,7 @@ CHOICES = [choose_tokens, choose_tokens_torch]
     spread=st.sampled_from([0.1, 1.0, 5.0, 100.0]),
     num_levels=st.sampled_from([None, None, 1, 8]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_choice_is_the_oracles(choose, row_list, seed, vocab, padding, spread, num_levels) -> None:
     logits = random_logits(seed, len(row_list), vocab + padding, spread, num_levels)
     logits[:, vocab:] = 1e4  # padding must never win

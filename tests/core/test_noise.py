@@ -8,7 +8,7 @@ import torch
 
 from dflash_core.errors import InvalidRequest
 from dflash_core.sampling import noise, noise_torch
-from dflash_core.sampling.kernels_cpu import CHUNK, NOISE_BOUNDS, gumbel_row
+from dflash_core.sampling.kernels_math import CHUNK, NOISE_BOUNDS, gumbel_chunk, gumbel_of, gumbel_row, sum_of_exp
 
 SEEDS = [0, 1, 2**31, 2**32, 2**63, 2**64 - 1, 0x0123456789ABCDEF]
 POSITIONS = [0, 1, 7, 4096, 2**31 - 1]
@@ -102,3 +102,19 @@ def test_output_seed_is_pinned() -> None:
     assert noise.output_seed(-1, 0, 0) == noise.output_seed(2**64 - 1, 0, 0)
     with pytest.raises(InvalidRequest, match=str(2**64)):
         noise.output_seed(2**64, 0, 0)
+
+
+def test_vector_noise_of_the_ranking_is_that_of_the_choice() -> None:
+    words = np.random.default_rng(0).integers(0, 2**32, size=(200, CHUNK), dtype=np.uint32)
+    words[0, :4] = [0, 511, 2**32 - 1, 2**31]
+    noises, scratch = np.empty(CHUNK, np.float32), (np.empty(CHUNK, np.int32), np.empty(CHUNK, np.float32))
+    for chunk in words:
+        gumbel_chunk(chunk, noises, *scratch)
+        np.testing.assert_allclose(noises, [gumbel_of(word) for word in chunk], rtol=4e-7, atol=4e-7)
+
+
+def test_vector_sum_of_exponentials() -> None:
+    values = -np.random.default_rng(0).exponential(8, size=5 * CHUNK).astype(np.float32)
+    values[:4] = [0.0, -0.5, -np.inf, -1e30]
+    exact = np.exp(values.astype(np.float64)).sum()
+    assert abs(sum_of_exp(values, np.float32(0)) / exact - 1) < 3e-7

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dflash_core.trees.build import TreeCandidates, build_trees, warm_up
@@ -47,7 +47,7 @@ def small_candidates(draw: st.DrawFn) -> TreeCandidates:
 
 
 @given(st.lists(small_candidates(), min_size=1, max_size=4), st.integers(0, 60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_trees_hold_the_best_nodes_of_the_whole_batch(candidates: list[TreeCandidates], total_nodes: int) -> None:
     trees = build_trees(candidates, total_nodes)
     expected = exhaustive_trees(candidates, total_nodes)

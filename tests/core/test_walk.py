@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dflash_core.trees.structure import end_rows, parents
@@ -34,7 +34,7 @@ def random_pack(trees: list[np.ndarray], seed: int, hit_rate: float) -> tuple[np
     seed=st.integers(0, 2**32 - 1),
     hit_rate=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_walk_is_that_of_the_loop(trees: list[np.ndarray], seed: int, hit_rate: float) -> None:
     depths, token_ids, choices = random_pack(trees, seed, hit_rate)
     parent_rows, ends = parents(depths), end_rows(depths)
