@@ -1,0 +1,99 @@
+"""Loads a pair once and makes every arm of a benchmark from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from cluster.bench.arms import Arm, ArmKind
+from cluster.bench.hugging_face import HuggingFaceDecoder
+from cluster.bench.router_decoder import RouterDecoder
+from cluster.bench.samples import Decoder
+from cluster.loading import load_tokenizer
+from cluster.requests import Strategy
+from cluster.router import Router, RouterSettings
+from cluster.transports.in_process import InProcessContextSink, InProcessDrafter, InProcessTarget
+from dflash_core.models.checkpoints import resolve_checkpoint
+from dflash_core.runners.devices import pick_device, pick_dtype
+from dflash_core.runners.drafter import DrafterRunner
+from dflash_core.runners.settings import DeviceName, DrafterSettings, DtypeName, TargetSettings
+from dflash_core.runners.target import TargetRunner
+
+STRATEGIES = {ArmKind.PLAIN: Strategy.NONE, ArmKind.CHAIN: Strategy.CHAIN, ArmKind.TREE: Strategy.DRAFT_TREES}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which pair, and how it runs: the same for every arm."""
+
+    target: str
+    drafter: str
+    device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
+    num_threads: int = 1
+
+
+class BenchModels:
+    """Target and drafter with one thread for all model work, as in `LLMInferenceEngine`.
+
+    All arms of ours share one target runner. A drafter that ranks without the shared noise is a second runner of the
+    same checkpoint.
+    """
+
+    def __init__(self, options: ModelOptions) -> None:
+        """Raises what loading raises: `CheckpointNotFound`, `CheckpointMismatch`, `UnsupportedModel`, …"""
+        self._options = options
+        shared = {"device": options.device, "dtype": options.dtype, "num_threads": options.num_threads}
+        self.tokenizer = load_tokenizer(options.target)
+        self._target = TargetRunner.load(options.target, options.drafter, TargetSettings.model_validate(shared))
+        self._drafter_settings = DrafterSettings.model_validate(shared)
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
+        self._drafters = {True: self._load_drafter(uses_noise=True)}
+        self._routers: list[Router] = []
+
+    @property
+    def max_model_len(self) -> int:
+        return self._target.info.max_model_len
+
+    @property
+    def draft_depth(self) -> int:
+        return self._drafters[True].info.draft_block_size - 1
+
+    def decoders(self, arms: Iterable[Arm]) -> dict[Arm, Decoder]:
+        """One decoder per arm. Call it on the event loop that will decode, and once."""
+        wanted = list(dict.fromkeys(arms))
+        for arm in wanted:
+            if arm.uses_noise not in self._drafters:
+                self._drafters[arm.uses_noise] = self._load_drafter(arm.uses_noise)
+        target = InProcessTarget(self._target, InProcessContextSink(*self._drafters.values()), self._executor)
+        return {arm: self._decoder(arm, target) for arm in wanted}
+
+    def _decoder(self, arm: Arm, target: InProcessTarget) -> Decoder:
+        if arm.kind is ArmKind.HUGGING_FACE:
+            device = pick_device(self._options.device)
+            return HuggingFaceDecoder(
+                resolve_checkpoint(self._options.target),
+                pick_dtype(self._options.dtype, device),
+                device,
+                self._target.info.eos_token_ids,
+                self._executor,
+            )
+        settings = RouterSettings(strategy=STRATEGIES[arm.kind], tree_budget=arm.tree_budget)
+        # Sharing one thread with the target, a drafter is never a straggler.
+        router = Router(replace(settings, draft_timeout_ms=settings.round_timeout_ms))
+        router.add_target(target)
+        if arm.kind is not ArmKind.PLAIN:
+            router.add_drafter(self._drafters[arm.uses_noise])
+        self._routers.append(router)
+        return RouterDecoder(router, self._target)
+
+    def _load_drafter(self, uses_noise: bool) -> InProcessDrafter:
+        settings = self._drafter_settings.model_copy(update={"shared_noise": uses_noise})
+        runner = DrafterRunner.load(self._options.drafter, self._options.target, settings)
+        return InProcessDrafter(runner, self._executor, f"in-process, shared noise {uses_noise}")
+
+    async def close(self) -> None:
+        for router in self._routers:
+            await router.close()
+        self._executor.shutdown()

@@ -1,0 +1,118 @@
+"""What a benchmark found: JSON for machines, tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from cluster.bench.arms import ArmKind, Cell
+from cluster.bench.samples import Sample
+from cluster.bench.summary import Ratio, Row
+
+
+def cells_of(rows: Sequence[Row]) -> list[Cell]:
+    return list(dict.fromkeys(row.cell for row in rows))
+
+
+def result_table(cell: Cell, rows: Sequence[Row], price_per_hour: float | None) -> Table:
+    """One table per cell: speed, speed-ups with the quartiles of the paired groups, acceptance, cost."""
+    table = Table(title=f"temperature {cell.temperature:g}, {_requests(cell.concurrency)}", title_justify="left")
+    table.add_column("arm")
+    for name in ("tokens/s", "× plain", "× HF generate", "acceptance length", "nodes/round", "same output"):
+        table.add_column(name, justify="right")
+    if price_per_hour is not None:
+        table.add_column("cost of 1M tokens", justify="right")
+    fastest = max((row for row in rows if row.cell == cell), key=lambda row: row.tokens_per_second)
+    for row in rows:
+        if row.cell != cell:
+            continue
+        cost = () if price_per_hour is None else (f"{row.cost_per_million(price_per_hour):.2f}",)
+        table.add_row(
+            row.arm.name,
+            f"{row.tokens_per_second:.1f}",
+            _ratio(row.over_plain),
+            _ratio(row.over_hugging_face),
+            "" if row.acceptance_length is None else f"{row.acceptance_length:.2f}",
+            f"{row.nodes_per_round:.1f}" if row.nodes_per_round else "",
+            f"{row.num_identical}/{row.num_outputs}",
+            *cost,
+            style="bold green" if row is fastest else None,
+        )
+    return table
+
+
+def stage_table(cell: Cell, rows: Sequence[Row]) -> Table:
+    """Where the time of a round goes. Stages of target and drafter lie within those of the round."""
+    ours = [row for row in rows if row.cell == cell and row.stage_ms]
+    names = list(dict.fromkeys(name for row in ours for name in row.stage_ms))
+    table = Table(
+        title=f"ms per round: temperature {cell.temperature:g}, {_requests(cell.concurrency)}", title_justify="left"
+    )
+    table.add_column("stage")
+    for row in ours:
+        table.add_column(row.arm.name, justify="right")
+    for name in sorted(names):
+        table.add_row(name, *(f"{row.stage_ms[name]:.2f}" if name in row.stage_ms else "" for row in ours))
+    return table
+
+
+def savings_line(cell: Cell, rows: Sequence[Row], price_per_hour: float) -> str | None:
+    """What a million tokens cost with and without speculation; None where one of the two was not measured."""
+    mine = [row for row in rows if row.cell == cell]
+    plain = next((row for row in mine if row.arm.kind is ArmKind.PLAIN), None)
+    drafted = [row for row in mine if row.arm.kind in (ArmKind.CHAIN, ArmKind.TREE)]
+    if plain is None or not drafted:
+        return None
+    best = max(drafted, key=lambda row: row.tokens_per_second)
+    return (
+        f"temperature {cell.temperature:g}, {_requests(cell.concurrency)}: a million tokens cost "
+        f"{plain.cost_per_million(price_per_hour):.2f} without speculation, "
+        f"{best.cost_per_million(price_per_hour):.2f} with {best.arm.name}"
+    )
+
+
+def as_json(
+    machine: dict[str, str | int | float | None],
+    settings: dict[str, Any],
+    rows: Sequence[Row],
+    samples: Sequence[Sample],
+    price_per_hour: float | None,
+) -> dict[str, Any]:
+    """Everything the tables show, and each sample's time, so that other statistics can be made of a run."""
+    results = []
+    for row in rows:
+        entry = _plain(row) | {"samples": [_sample(s) for s in samples if (s.cell, s.arm) == (row.cell, row.arm)]}
+        if price_per_hour is not None:
+            entry["cost_per_million_tokens"] = row.cost_per_million(price_per_hour)
+        results.append(entry)
+    return {"machine": machine, "settings": settings, "results": results}
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    entry = asdict(row)
+    del entry["cell"], entry["arm"]
+    return {"arm": row.arm.name, **asdict(row.cell), **entry}
+
+
+def _sample(sample: Sample) -> dict[str, Any]:
+    decoded = sample.decoded
+    return {
+        "repeat": sample.repeat,
+        "group": sample.group,
+        "seconds": decoded.seconds,
+        "num_tokens": decoded.num_tokens,
+        "accepted_tokens": decoded.accepted_tokens,
+        "verified_trees": decoded.verified_trees,
+        "rounds": decoded.rounds,
+    }
+
+
+def _requests(concurrency: int) -> str:
+    return "1 request" if concurrency == 1 else f"{concurrency} requests at a time"
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.total:.2f} ({ratio.lower_quartile:.2f}–{ratio.upper_quartile:.2f})"
