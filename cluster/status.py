@@ -64,9 +64,12 @@ def error_of(code: str, message: str, *, param: str | None = None, retry_after_s
 
 def error_of_rpc(error: grpc.RpcError, what: str) -> DFlashError:
     """The error that a peer's status stands for; what no table knows means that the peer cannot be used now."""
-    status: grpc.StatusCode = error.code()
-    details: str = error.details() or status.name
+    return error_of_status(error.code(), error.details(), what)
+
+
+def error_of_status(status: grpc.StatusCode, details: str | None, what: str) -> DFlashError:
+    """The same from the two parts of a status."""
     for code, (known, _) in _TABLE.items():
         if known is status and code in _ERRORS:
-            return error_of(code.value, f"{what}: {details}")
-    return Unavailable(f"{what}: {status.name}: {details}")
+            return error_of(code.value, f"{what}: {details or status.name}")
+    return Unavailable(f"{what}: {status.name}: {details or ''}")
