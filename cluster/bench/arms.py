@@ -32,7 +32,7 @@ class Arm:
                 name = self.kind.value
             case ArmKind.TREE:
                 name = f"tree {self.tree_budget}"
-        return name if self.uses_noise else f"{name}, no shared noise"
+        return name if self.uses_noise else f"{name} w/o noise"
 
 
 HUGGING_FACE = Arm(ArmKind.HUGGING_FACE)

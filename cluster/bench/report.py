@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cluster.bench.arms import ArmKind, Cell
@@ -19,24 +20,22 @@ def cells_of(rows: Sequence[Row]) -> list[Cell]:
 
 def result_table(cell: Cell, rows: Sequence[Row], price_per_hour: float | None) -> Table:
     """One table per cell: speed, speed-ups with the quartiles of the paired groups, acceptance, cost."""
-    table = Table(title=f"temperature {cell.temperature:g}, {_requests(cell.concurrency)}", title_justify="left")
-    table.add_column("arm")
-    for name in ("tokens/s", "× plain", "× HF generate", "acceptance length", "nodes/round", "same output"):
-        table.add_column(name, justify="right")
+    table = _table(f"Temperature {cell.temperature:g}, {_requests(cell.concurrency)}", "arm")
+    for name in ("tokens/s", "× plain", "quartiles", "× HF", "acceptance", "same output"):
+        table.add_column(name, justify="right", no_wrap=True)
     if price_per_hour is not None:
-        table.add_column("cost of 1M tokens", justify="right")
-    fastest = max((row for row in rows if row.cell == cell), key=lambda row: row.tokens_per_second)
-    for row in rows:
-        if row.cell != cell:
-            continue
+        table.add_column("cost of 1M", justify="right", no_wrap=True)
+    mine = [row for row in rows if row.cell == cell]
+    fastest = max(mine, key=lambda row: row.tokens_per_second)
+    for row in mine:
         cost = () if price_per_hour is None else (f"{row.cost_per_million(price_per_hour):.2f}",)
         table.add_row(
             row.arm.name,
             f"{row.tokens_per_second:.1f}",
-            _ratio(row.over_plain),
-            _ratio(row.over_hugging_face),
+            "" if row.over_plain is None else f"{row.over_plain.total:.2f}",
+            "" if row.over_plain is None else _quartiles(row.over_plain),
+            "" if row.over_hugging_face is None else f"{row.over_hugging_face.total:.2f}",
             "" if row.acceptance_length is None else f"{row.acceptance_length:.2f}",
-            f"{row.nodes_per_round:.1f}" if row.nodes_per_round else "",
             f"{row.num_identical}/{row.num_outputs}",
             *cost,
             style="bold green" if row is fastest else None,
@@ -47,15 +46,17 @@ def result_table(cell: Cell, rows: Sequence[Row], price_per_hour: float | None) 
 def stage_table(cell: Cell, rows: Sequence[Row]) -> Table:
     """Where the time of a round goes. Stages of target and drafter lie within those of the round."""
     ours = [row for row in rows if row.cell == cell and row.stage_ms]
-    names = list(dict.fromkeys(name for row in ours for name in row.stage_ms))
-    table = Table(
-        title=f"ms per round: temperature {cell.temperature:g}, {_requests(cell.concurrency)}", title_justify="left"
-    )
-    table.add_column("stage")
+    table = _table(f"Milliseconds per round, temperature {cell.temperature:g}, {_requests(cell.concurrency)}", "stage")
     for row in ours:
-        table.add_column(row.arm.name, justify="right")
-    for name in sorted(names):
+        table.add_column(row.arm.name, justify="right", min_width=7)
+    for name in sorted({name for row in ours for name in row.stage_ms}):
         table.add_row(name, *(f"{row.stage_ms[name]:.2f}" if name in row.stage_ms else "" for row in ours))
+    return table
+
+
+def _table(title: str, first_column: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first_column, no_wrap=True)
     return table
 
 
@@ -114,5 +115,5 @@ def _requests(concurrency: int) -> str:
     return "1 request" if concurrency == 1 else f"{concurrency} requests at a time"
 
 
-def _ratio(ratio: Ratio | None) -> str:
-    return "" if ratio is None else f"{ratio.total:.2f} ({ratio.lower_quartile:.2f}–{ratio.upper_quartile:.2f})"
+def _quartiles(ratio: Ratio) -> str:
+    return f"{ratio.lower_quartile:.2f}–{ratio.upper_quartile:.2f}"

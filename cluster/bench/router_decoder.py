@@ -10,6 +10,7 @@ import numpy as np
 from cluster.bench.samples import Decoded, GroupPrompt
 from cluster.requests import GenerationRequest, GenerationStatistics, TokenEvent
 from cluster.router import Router
+from cluster.router.timings import IDLE
 from cluster.transports.runner_protocols import TargetModelRunner
 from dflash_core.contracts import SamplingParams
 
@@ -71,7 +72,7 @@ class RouterDecoder:
             accepted_tokens=sum(statistics.accepted_tokens for statistics in collector.statistics),
             tree_nodes=sum(statistics.tree_nodes for statistics in collector.statistics),
             rounds=timings.rounds,
-            stage_us={name: stage.total_us for name, stage in timings.stages.items()},
+            stage_us={name: stage.total_us for name, stage in timings.stages.items() if name != IDLE},
         )
         while self._runner.num_sequences:  # the releases run by themselves: not in the next arm's time
             await asyncio.sleep(0.001)

@@ -44,9 +44,13 @@ def run_benchmark(
         benchmark = Benchmark(settings, prompts)
     samples = asyncio.run(_measure(benchmark, errors))
     rows = summarise(samples)
-    _show(Console(), rows, outputs.gpu_hour_price)
+    _show(_wide_console(), rows, outputs.gpu_hour_price)
     if outputs.json_file is not None:
-        found = as_json(machine, settings.as_dict(), rows, samples, outputs.gpu_hour_price)
+        described = settings.as_dict() | {
+            "num_prompts": len(prompts),
+            "prompts_file": prompts_file and str(prompts_file),
+        }
+        found = as_json(machine, described, rows, samples, outputs.gpu_hour_price)
         outputs.json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if outputs.plot_file is not None:
         save_plot(outputs.plot_file, rows)
@@ -67,6 +71,12 @@ async def _measure(benchmark: Benchmark, console: Console) -> list[Sample]:
                 progress.update(task, advance=1, description=f"measuring {sample.arm.name}")
             progress.update(task, description="measured")
     return samples
+
+
+def _wide_console() -> Console:
+    """A terminal has its width; a file or a pipe has room for every column."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def _show(console: Console, rows: Sequence[Row], price: float | None) -> None:

@@ -1,0 +1,58 @@
+"""The whole benchmark on a tiny pair: every arm, the same output, JSON and picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import TinyPair, make_tiny_pair
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+    return make_tiny_pair(tmp_path_factory.mktemp("pair"))
+
+
+def _dflash(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from deployments.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=280)
+
+
+def test_every_arm_writes_the_same(pair: TinyPair, tmp_path: Path) -> None:
+    prompts, found, picture = tmp_path / "prompts.jsonl", tmp_path / "found.json", tmp_path / "found.png"
+    prompts.write_text('{"prompt": "def add(left"}\n{"prompt": "class Stack:\\n    def", "max_tokens": 9}\n')
+    result = _dflash(
+        *("bench", "--target", str(pair.target), "--drafter", str(pair.drafter), "--prompts", str(prompts)),
+        *("--max-tokens", "12", "--tree-budget", "6", "--concurrency", "2", "--repeats", "1"),
+        *("--json", str(found), "--plot", str(picture), "--gpu-hour-price", "2.5"),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "without speculation" in result.stdout
+    report = json.loads(found.read_text())
+    arms = {(entry["temperature"], entry["arm"]): entry for entry in report["results"]}
+    assert [arm for temperature, arm in arms if temperature == 0.0] == ["HF generate", "plain", "chain", "tree 6"]
+    assert (1.0, "tree 16 w/o noise") in arms
+    for entry in arms.values():
+        assert entry["num_identical"] == entry["num_outputs"] == 2, entry["arm"]
+        assert entry["num_tokens"] == 21
+        assert entry["tokens_per_second"] > 0
+    assert arms[0.0, "plain"]["acceptance_length"] == 1.0
+    assert arms[0.0, "plain"]["nodes_per_round"] == 0.0
+    assert arms[0.0, "tree 6"]["acceptance_length"] >= arms[0.0, "chain"]["acceptance_length"] >= 1.0
+    assert arms[0.0, "tree 6"]["stage_ms"]["round.verify"] > 0
+    assert report["machine"]["torch version"].startswith("2.")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_prompt_that_does_not_fit_is_one_line(pair: TinyPair, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "def", "max_tokens": 100000}\n')
+    result = _dflash(
+        "bench", "--target", str(pair.target), "--drafter", str(pair.drafter), "--prompts", str(prompts)
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("error: prompt 1 has ")

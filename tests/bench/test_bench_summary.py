@@ -1,0 +1,137 @@
+"""From samples to rows: rates, paired ratios, acceptance, comparison of outputs, cost."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from cluster.bench.arms import HUGGING_FACE, PLAIN, Arm, ArmKind, Cell, arms_at
+from cluster.bench.measure import RunPlan, groups_of, run
+from cluster.bench.report import as_json, result_table, savings_line, stage_table
+from cluster.bench.samples import Decoded, GroupPrompt, Sample
+from cluster.bench.summary import Row, summarise
+from dflash_core.errors import InvalidRequest
+
+CELL = Cell(temperature=0.0, concurrency=1)
+TREE = Arm(ArmKind.TREE, 8)
+
+
+def _sample(arm: Arm, repeat: int, group: int, seconds: float, output: tuple[int, ...] = (1, 2, 3, 4)) -> Sample:
+    drafted = arm == TREE
+    decoded = Decoded(
+        seconds,
+        (output,),
+        verified_trees=2 if drafted else 3,
+        accepted_tokens=1 if drafted else 0,
+        tree_nodes=16 if drafted else 0,
+        rounds=3,
+        stage_us={"round.verify": 3_000},
+    )
+    return Sample(CELL, arm, repeat, group, decoded)
+
+
+@pytest.fixture
+def rows() -> list[Row]:
+    samples = []
+    for repeat in range(3):
+        noise = 10.0 if repeat == 1 else 1.0  # one repeat meets a burst of noise, in both arms
+        for group, seconds in enumerate((2.0, 4.0)):
+            samples.append(_sample(PLAIN, repeat, group, seconds * noise))
+            output = (1, 2, 3, 5) if (repeat, group) == (2, 1) else (1, 2, 3, 4)
+            samples.append(_sample(TREE, repeat, group, seconds / 2 * noise, output))
+    return summarise(samples)
+
+
+def test_a_burst_of_noise_leaves_no_mark(rows: list[Row]) -> None:
+    plain, tree = rows
+    assert plain.tokens_per_second == pytest.approx(8 / 6.0)
+    assert tree.tokens_per_second == pytest.approx(8 / 3.0)
+
+
+def test_ratios_are_those_of_pairs(rows: list[Row]) -> None:
+    plain, tree = rows
+    assert plain.over_plain is not None
+    assert tree.over_plain is not None
+    assert plain.over_plain.total == 1.0
+    assert tree.over_plain.total == pytest.approx(2.0)
+    assert tree.over_plain.lower_quartile == tree.over_plain.upper_quartile == pytest.approx(2.0)
+    assert tree.over_hugging_face is None
+
+
+def test_acceptance_counts_rounds_after_the_prefill(rows: list[Row]) -> None:
+    plain, tree = rows
+    assert plain.acceptance_length == 1.0
+    assert tree.acceptance_length == pytest.approx(1.5)
+    assert tree.nodes_per_round == pytest.approx(8.0)
+    assert tree.stage_ms == {"round.verify": pytest.approx(1.0)}
+
+
+def test_outputs_are_compared_with_plain_decoding(rows: list[Row]) -> None:
+    plain, tree = rows
+    assert (plain.num_identical, plain.num_outputs) == (6, 6)
+    assert (tree.num_identical, tree.num_outputs) == (5, 6)
+
+
+def test_cost_of_a_million_tokens(rows: list[Row]) -> None:
+    plain, _ = rows
+    # 8 tokens in 6 s: a million take 750,000 s, or 208 1/3 hours.
+    assert plain.cost_per_million(price_per_hour=3.0) == pytest.approx(625.0)
+    line = savings_line(CELL, rows, 3.0)
+    assert line is not None
+    assert "625.00 without speculation, 312.50 with tree 8" in line
+    assert savings_line(CELL, rows[:1], 3.0) is None
+
+
+def test_tables_name_every_arm(rows: list[Row]) -> None:
+    console = Console(width=200, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(result_table(CELL, rows, price_per_hour=3.0))
+        console.print(stage_table(CELL, rows))
+    text = capture.get()
+    for expected in ("plain", "tree 8", "2.00–2.00", "5/6", "625.00", "round.verify"):
+        assert expected in text
+
+
+def test_json_holds_rows_and_samples(rows: list[Row]) -> None:
+    samples = [_sample(PLAIN, 0, 0, 2.0)]
+    found = as_json({"cores": 2}, {"repeats": 1}, rows, samples, None)
+    assert [entry["arm"] for entry in found["results"]] == ["plain", "tree 8"]
+    assert found["results"][0]["samples"][0]["seconds"] == 2.0
+    assert found["results"][0]["temperature"] == 0.0
+
+
+def test_arms_of_a_temperature() -> None:
+    greedy, sampled = arms_at(0.0, (8, 16), chain_depth=7), arms_at(1.0, (8, 16), chain_depth=7)
+    assert greedy[:2] == (HUGGING_FACE, PLAIN)
+    assert HUGGING_FACE not in sampled
+    names = [arm.name for arm in sampled]
+    assert names == [
+        "plain", "chain", "tree 8", "tree 16", "tree 7", "tree 7 w/o noise", "tree 16 w/o noise",
+    ]  # fmt: skip
+    assert len(set(greedy)) == len(greedy)
+    with pytest.raises(InvalidRequest, match="at least 1, got 0"):
+        arms_at(0.0, (0,), chain_depth=7)
+
+
+class _Recorder:
+    def __init__(self, name: str, calls: list[tuple[str, int]]) -> None:
+        self._name, self._calls = name, calls
+
+    async def decode(self, prompts: list[GroupPrompt], temperature: float) -> Decoded:
+        self._calls.append((self._name, prompts[0].seed))
+        return Decoded(1.0, tuple((0,) for _ in prompts))
+
+
+async def test_every_arm_decodes_a_group_before_the_next_group_comes() -> None:
+    arms = (PLAIN, TREE)
+    calls: list[tuple[str, int]] = []
+    prompts = tuple(GroupPrompt((1,), 4, seed) for seed in range(3))
+    plan = RunPlan(prompts, {Cell(0.0, 2): arms}, repeats=2)
+    samples = [sample async for sample in run(plan, {arm: _Recorder(arm.name, calls) for arm in arms})]
+    assert len(samples) == plan.num_samples == 8
+    assert [len(group) for group in groups_of(prompts, 2)] == [2, 1]
+    # The first arm rotates; both decode a group next to each other.
+    assert calls == [
+        ("plain", 0), ("tree 8", 0), ("tree 8", 2), ("plain", 2),
+        ("tree 8", 0), ("plain", 0), ("plain", 2), ("tree 8", 2),
+    ]  # fmt: skip
