@@ -39,7 +39,7 @@ class Routers(Protocol):
 
     def submit(self, request: GenerationRequest, sink: EventSink) -> None: ...
 
-    def cancel(self, sequence_id: str, sink: EventSink) -> None: ...
+    def cancel(self, sequence_id: str) -> None: ...
 
 
 class _Output:
@@ -76,6 +76,7 @@ class GenerationService:
         self.model_name = model_name
         self.limits = limits
         self.num_open_outputs = 0
+        self._last_info: TargetInfo | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -83,9 +84,15 @@ class GenerationService:
         return self.routers.info is not None
 
     @property
+    def target_info(self) -> TargetInfo | None:
+        """As last told, so that requests may wait for a target to come back; None as long as none was ever there."""
+        self._last_info = self.routers.info or self._last_info
+        return self._last_info
+
+    @property
     def max_model_len(self) -> int | None:
         """Tokens of prompt and output together; None while no target is known."""
-        info = self.routers.info
+        info = self.target_info
         return None if info is None else info.max_model_len
 
     def check_model(self, name: str | None) -> None:
@@ -123,7 +130,7 @@ class GenerationService:
                         raise event.error
                     delta = self._delta(output, event, statistics)
                     if output.is_done and event.finish_reason is None:
-                        self.routers.cancel(output.sequence_id, queue)  # a stop string: the router does not know it
+                        self.routers.cancel(output.sequence_id)  # a stop string: the router does not know it
                     num_open -= output.is_done
                     if delta.text or delta.token_ids or delta.finish_reason is not None:
                         yield delta
@@ -131,7 +138,7 @@ class GenerationService:
             self.num_open_outputs -= len(outputs)
             for output in outputs.values():
                 if not output.is_done:
-                    self.routers.cancel(output.sequence_id, queue)
+                    self.routers.cancel(output.sequence_id)
 
     def _delta(self, output: _Output, event: TokenEvent, statistics: JobStatistics) -> TextDelta:
         """Applies one round's tokens to an output, and ends it at a stop string."""
@@ -169,9 +176,9 @@ class GenerationService:
             raise InvalidRequest(
                 f"tree_budget must be at most {self.limits.max_tree_budget}, got {job.tree_budget}", param="tree_budget"
             )
-        info = self.routers.info
+        info = self.target_info
         if info is None:
-            raise Unavailable("no target is connected: no round can run now")
+            raise Unavailable("no target has been connected yet: the application is starting")
         prompts = [await self._tokenize(prompt) for prompt in job.prompts]
         for prompt in prompts:
             self._check_prompt(prompt, job.max_tokens, info)

@@ -6,6 +6,7 @@ where Serve's proxy would answer UNKNOWN before our code runs.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,10 +14,11 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
+from ray.serve.exceptions import gRPCStatusError
 
 from deployments.job import DEFAULT_MAX_TOKENS, GenerationJob, JobStatistics
 from dflash_core.contracts import SamplingParams
-from dflash_core.errors import InvalidRequest
+from dflash_core.errors import DFlashError, InvalidRequest
 from protos import inference_pb2
 
 INFERENCE_SERVICE = "dflash.v1.Inference"
@@ -96,6 +98,17 @@ def statistics_message(statistics: JobStatistics) -> inference_pb2.Statistics:
         time_to_first_token_ms=statistics.time_to_first_token_ms,
         time_per_output_token_ms=statistics.time_per_output_token_ms,
     )
+
+
+def drop_refusal_traceback(record: logging.LogRecord) -> bool:
+    """A filter for Serve's logger: what a client is told with a status of its own needs no traceback in our log."""
+    error = record.exc_info[1] if record.exc_info else None
+    cause = error.original_exception if isinstance(error, gRPCStatusError) else error
+    if isinstance(cause, DFlashError):
+        record.exc_info = None
+        record.msg = f"{record.getMessage()} {cause.message}"
+        record.args = ()
+    return True
 
 
 def health_status(service: str, is_ready: bool) -> health_pb2.HealthCheckResponse:

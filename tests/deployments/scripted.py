@@ -61,5 +61,5 @@ class ScriptedRouters:
         if self.error is not None:
             sink.put([TokenEvent(request.sequence_id, np.empty(0, np.int32), error=self.error)])
 
-    def cancel(self, sequence_id: str, sink: EventSink) -> None:
+    def cancel(self, sequence_id: str) -> None:
         self.cancelled.append(sequence_id)

@@ -14,7 +14,7 @@ from deployments.settings import LimitSettings
 from dflash_core.contracts import SamplingParams
 from dflash_core.errors import DFlashError, InvalidRequest, Overloaded, PromptTooLong, Unavailable, UnknownModel
 from dflash_core.sampling.noise import output_seed
-from tests.deployments.scripted import TOKENIZER, ScriptedRouters
+from tests.deployments.scripted import INFO, TOKENIZER, ScriptedRouters
 
 
 def _service(routers: ScriptedRouters, **limits: int) -> GenerationService:
@@ -113,9 +113,16 @@ async def test_refusals_hold_both_values(job: GenerationJob, error: type[DFlashE
     assert routers.requests == []
 
 
-async def test_without_a_target_requests_are_refused() -> None:
+async def test_requests_wait_for_a_target_only_where_there_was_one() -> None:
     routers = ScriptedRouters()
+    service = _service(routers)
+    job = GenerationJob(model=None, prompts=("x",))
     routers.info = None
-    assert not _service(routers).is_ready
+    assert not service.is_ready
     with pytest.raises(Unavailable):
-        await _run(routers, GenerationJob(model=None, prompts=("x",)))
+        await anext(service.generate(job, JobStatistics()))
+    routers.info = INFO
+    assert service.max_model_len == INFO.max_model_len
+    routers.info = None  # lost: the pool of routers holds requests until one is back
+    assert not service.is_ready
+    assert [delta.text async for delta in service.generate(job, JobStatistics())] == ["a", "bc"]

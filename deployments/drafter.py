@@ -1,0 +1,64 @@
+"""The drafter deployment: one drafter model behind its gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from cluster.transports.drafter_service import DrafterService
+from cluster.transports.grpc_options import start_server
+from deployments.data_plane import candidate_ports, node_address
+from deployments.settings import DrafterPoolSettings
+from deployments.watchdog import check_thread
+from dflash_core.runners.settings import DrafterSettings
+
+GRACE_S = 1.0
+
+
+class Drafter:
+    """Routers and targets dial it. The model is loaded and run on one thread of its own."""
+
+    async def __init__(self, settings: DrafterPoolSettings, target_model: str, data_plane_ports: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
+        loop = asyncio.get_running_loop()
+        self._runner = await loop.run_in_executor(self._executor, _load, settings, target_model)
+        self._service = DrafterService(self._runner, executor=self._executor)
+        self._is_draining = False
+        address = node_address()
+        self._running = await start_server(self._service.register, address, candidate_ports(data_plane_ports, address))
+
+    async def endpoint(self) -> str:
+        """Where routers and targets dial; "" while draining."""
+        return "" if self._is_draining else self._running.address
+
+    async def check_health(self) -> None:
+        """Raises `Unavailable` while the model's thread is stuck: only a restart cures that."""
+        await check_thread(self._executor)
+
+    async def stats(self) -> dict[str, Any]:
+        """What is held here: for tests and for looking around, not for work."""
+        return {
+            "pid": os.getpid(),
+            "num_sequences": self._runner.num_sequences,
+            "free_blocks": self._runner.free_blocks,
+            "num_drafts": self._service.num_drafts,
+        }
+
+    async def __del__(self) -> None:
+        """Serve calls this on scale-in and shutdown. Sequences go on with another drafter, or with the root alone."""
+        if not hasattr(self, "_running"):
+            return  # the constructor failed
+        self._is_draining = True
+        await self._running.stop(GRACE_S)
+        await self._service.close()
+        self._executor.shutdown(wait=False)
+
+
+def _load(settings: DrafterPoolSettings, target_model: str) -> Any:
+    # Here, since these bring torch: the builder and other replicas import this module too.
+    from dflash_core.runners.drafter import DrafterRunner
+
+    fields = {name: getattr(settings, name) for name in DrafterSettings.model_fields}
+    return DrafterRunner.load(settings.model, target_model, DrafterSettings(**fields))

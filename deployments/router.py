@@ -1,0 +1,88 @@
+"""The router deployment: one `cluster.router.Router` with its gRPC server. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from cluster import router as router_core
+from cluster.transports.grpc_drafter import DrafterDialer
+from cluster.transports.grpc_options import start_server
+from cluster.transports.router_service import RouterService
+from deployments.data_plane import candidate_ports, node_address
+from deployments.discovery import watch_endpoints
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from deployments.settings import Settings
+
+DRAIN_TIMEOUT_S = 10.0
+
+
+def router_settings(settings: Settings) -> router_core.RouterSettings:
+    """What the deployment's settings say to a router."""
+    return router_core.RouterSettings(
+        strategy=settings.strategy,
+        tree_budget=settings.tree_budget,
+        max_running=settings.router.max_running,
+        max_waiting=settings.router.max_waiting,
+        prefill_chunk_tokens=settings.router.prefill_chunk_tokens,
+        failover_timeout_s=settings.router.failover_timeout_s,
+    )
+
+
+def max_targets(settings: Settings) -> int | None:
+    """A router's share of the targets; None where it has them all."""
+    if settings.router.num_replicas == 1:
+        return None
+    return math.ceil(settings.target.num_replicas / settings.router.num_replicas)
+
+
+class Router:
+    """Targets and gateways dial it; it dials the drafters. `drafters` is None where decoding is plain."""
+
+    async def __init__(
+        self,
+        settings: router_core.RouterSettings,
+        max_targets: int | None,
+        data_plane_ports: str,
+        drafters: DeploymentHandle | None,
+    ) -> None:
+        self._router = router_core.Router(settings)
+        self._service = RouterService(self._router, max_targets=None if max_targets is None else lambda: max_targets)
+        self._drafters = DrafterDialer(self._router)
+        address = node_address()
+        self._running = await start_server(self._service.register, address, candidate_ports(data_plane_ports, address))
+        self._discovery = (
+            None if drafters is None else asyncio.create_task(watch_endpoints(drafters, self._drafters.set_endpoints))
+        )
+
+    async def endpoint(self) -> str:
+        """Where targets and gateways dial; "" while draining."""
+        return "" if self._service.is_draining else self._running.address
+
+    async def stats(self) -> dict[str, Any]:
+        """What is held here: for tests and for looking around, not for work."""
+        return {
+            "pid": os.getpid(),
+            "num_targets": self._router.num_targets,
+            "num_drafters": self._router.num_drafters,
+            "num_running": self._router.num_running,
+            "num_waiting": self._router.num_waiting,
+            "imports_torch": "torch" in sys.modules,
+        }
+
+    async def __del__(self) -> None:
+        """Serve calls this on scale-in and shutdown: new sequences go elsewhere, those here may finish."""
+        if not hasattr(self, "_running"):
+            return  # the constructor failed
+        await self._service.drain(DRAIN_TIMEOUT_S)
+        if self._discovery is not None:
+            self._discovery.cancel()
+        await self._drafters.close()
+        await self._router.close()
+        await self._running.stop()
