@@ -72,8 +72,8 @@ def _attend(
     keys, values = gathered.unbind(0)
     keys[group.inflight_cells] = key
     values[group.inflight_cells] = value
-    keys = keys.view(num_sequences, group.max_keys, num_kv_heads, head_dim).transpose(1, 2)
-    values = values.view(num_sequences, group.max_keys, num_kv_heads, head_dim).transpose(1, 2)
+    dense = gathered.view(2, num_sequences, group.max_keys, num_kv_heads, head_dim).transpose(2, 3)
+    keys, values = dense.unbind(0)  # [num_sequences, num_kv_heads, max_keys, head_dim]
 
     if group.row_cells is not None:
         padded = query.new_zeros(num_sequences * group.max_rows, num_heads, head_dim)

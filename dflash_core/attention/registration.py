@@ -35,9 +35,12 @@ class PagedStep:
     def store(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
         """Prefill rows to pages at once, tree rows to the staging buffer. Both `[num_rows, num_kv_heads, head_dim]`."""
         split = self.num_prefill_rows
-        if split:
+        if split == 0:
+            self.pool.stage(layer_idx, key, value)
+        elif split == len(key):
+            self.pool.write(layer_idx, self.prefill_slots, key, value)
+        else:
             self.pool.write(layer_idx, self.prefill_slots, key[:split], value[:split])
-        if split < len(key):
             self.pool.stage(layer_idx, key[split:], value[split:])
 
 

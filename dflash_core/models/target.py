@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from dflash_core.attention.registration import PAGED_TREE, PagedStep, register_paged_tree
 from dflash_core.cache.pools import KvShape
 from dflash_core.errors import UnsupportedModel
+from dflash_core.models.cpu_norms import fuse_norms
 from dflash_core.models.target_support import check_supported
 
 _SAMPLED_BYTES = 4096
@@ -31,6 +32,7 @@ class TargetModel:
         register_paged_tree()
         model.eval().requires_grad_(False)
         model.set_attn_implementation(PAGED_TREE)
+        fuse_norms(model)
         self.model = model
         self.hidden_size: int = config.hidden_size
         self.num_layers: int = config.num_hidden_layers

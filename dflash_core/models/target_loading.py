@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ def load_target(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTr
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError) as error:
-        raise UnsupportedModel(f"the config in {folder} is of no model that transformers knows: {error}") from error
+        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+        raise UnsupportedModel(
+            f"transformers itself cannot read the config in {folder}, of model type {model_type!r} (code that comes with "
+            "a checkpoint is never run)"
+        ) from error
     check_supported(config)
     register_paged_tree()
     try:

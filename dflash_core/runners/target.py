@@ -25,6 +25,7 @@ from dflash_core.contracts import (
     TargetInfo,
     TreeRows,
 )
+from dflash_core.models.cpu_norms import fuse_norms
 from dflash_core.models.target import TargetModel
 from dflash_core.raw_tensor import to_raw
 from dflash_core.runners.settings import TargetSettings
@@ -71,6 +72,8 @@ class TargetRunner:
         self._model = TargetModel(model, features.target_layer_ids if features else (), settings.max_rows)
         self._settings = settings
         self._projection = features.projection if features else None
+        if self._projection is not None:
+            fuse_norms(self._projection)
         self._vocab_size = vocab_size or self._model.vocab_size
         self._device = self._model.device
         max_model_len = min(settings.max_model_len or self._model.max_model_len, self._model.max_model_len)

@@ -190,9 +190,7 @@ def dense_features(subject: Subject, token_ids: Sequence[int]) -> Tensor:
         return subject.projection.project_context(raw)
 
 
-def random_tree(
-    rng: np.random.Generator, root: int, right: Sequence[int], num_nodes: int, max_depth: int
-) -> DraftTree:
+def random_tree(rng: np.random.Generator, root: int, right: Sequence[int], num_nodes: int, max_depth: int) -> DraftTree:
     """A random tree whose tokens are now and then those of `right`, the true continuation of the root."""
     children: dict[tuple[int, ...], set[int]] = {(): set()}
     while sum(len(c) for c in children.values()) < num_nodes:

@@ -1,0 +1,155 @@
+"""Loading targets: what is refused and how it is said."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    DeepseekV3Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    MambaConfig,
+    PreTrainedConfig,
+    Qwen3ForCausalLM,
+    Qwen3NextConfig,
+)
+
+from dflash_core.contracts import RoundRequest
+from dflash_core.errors import CheckpointMismatch, CheckpointNotFound, InvalidSettings, UnsupportedModel
+from dflash_core.models.target_support import check_supported
+from dflash_core.runners.settings import TargetSettings
+from dflash_core.runners.target import TargetRunner
+from tests.core.target_models import CONFIGS, decode_plainly, generate, random_prompt
+from tests.tiny import TinyPair, make_tiny_pair
+
+SETTINGS = TargetSettings(kv_block_size=4, num_blocks=128, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+    return make_tiny_pair(tmp_path_factory.mktemp("pair"))
+
+
+def test_a_loaded_target_decodes_like_generate(pair: TinyPair) -> None:
+    runner = TargetRunner.load(str(pair.target), str(pair.drafter), SETTINGS)
+    info = runner.info
+    assert (info.num_layers, info.hidden_size, info.max_model_len) == (3, 32, 512)
+    assert (info.num_blocks, runner.free_blocks, runner.num_sequences) == (128, 128, 0)
+    assert info.eos_token_ids == (0,)
+    assert info.weights_fingerprint
+    assert info.fc_fingerprint
+    twin = Qwen3ForCausalLM.from_pretrained(pair.target, dtype=torch.float32)
+    prompt = random_prompt(0, 12)
+    assert decode_plainly(runner, prompt, 16) == generate(twin, prompt, 16)
+
+
+def test_a_target_without_a_drafter_sends_no_features(pair: TinyPair) -> None:
+    runner = TargetRunner.load(str(pair.target), None, SETTINGS)
+    assert runner.info.fc_fingerprint == ""
+    assert runner.run_round(RoundRequest(1)).context == {}
+    with_drafter = TargetRunner.load(str(pair.target), str(pair.drafter), SETTINGS)
+    assert with_drafter.info.weights_fingerprint == runner.info.weights_fingerprint
+
+
+def test_other_weights_have_another_fingerprint(pair: TinyPair, tmp_path: Path) -> None:
+    other = make_tiny_pair(tmp_path, seed=1)
+    first, second = (TargetRunner.load(str(p.target), None, SETTINGS).info for p in (pair, other))
+    assert first.weights_fingerprint != second.weights_fingerprint
+
+
+def test_a_drafter_of_another_target_is_refused(pair: TinyPair, tmp_path: Path) -> None:
+    other = make_tiny_pair(tmp_path, num_layers=4)
+    with pytest.raises(CheckpointMismatch, match="num_target_layers: the drafter says 4, the target has 3"):
+        TargetRunner.load(str(pair.target), str(other.drafter), SETTINGS)
+
+
+def test_missing_files_and_tensors_are_named(pair: TinyPair, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFound, match="nowhere"):
+        TargetRunner.load(str(tmp_path / "nowhere"), None, SETTINGS)
+    folder = tmp_path / "target"
+    folder.mkdir()
+    (folder / "config.json").write_text((pair.target / "config.json").read_text())
+    with pytest.raises(CheckpointNotFound, match="no readable weights"):
+        TargetRunner.load(str(folder), None, SETTINGS)
+    tensors = load_file(pair.target / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointMismatch, match=r"lacks .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        TargetRunner.load(str(folder), None, SETTINGS)
+
+
+def test_tensors_of_another_shape_are_a_mismatch(pair: TinyPair, tmp_path: Path) -> None:
+    config = json.loads((pair.target / "config.json").read_text()) | {"intermediate_size": 72}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((pair.target / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointMismatch, match="do not match"):
+        TargetRunner.load(str(tmp_path), None, SETTINGS)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    config = {"model_type": "homemade", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UnsupportedModel, match="homemade"):
+        TargetRunner.load(str(tmp_path), None, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MambaConfig(), "state-space"),
+        (Qwen3NextConfig(), "linear_attention"),
+        (DeepseekV3Config(), "latent attention .kv_lora_rank 512"),
+        (LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "rope_type dynamic"),
+    ],
+    ids=["mamba", "hybrid", "mla", "dynamic rope"],
+)
+def test_unsupported_models_are_refused_with_the_reason(config: PreTrainedConfig, reason: str) -> None:
+    with pytest.raises(UnsupportedModel, match=f"{config.model_type} cannot be a target: .*{reason}"):
+        check_supported(config)
+
+
+def test_a_model_whose_layers_are_not_found_is_refused() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=1, n_head=2))
+    with pytest.raises(UnsupportedModel, match=r"GPT2Model has no `layers` and `norm`"):
+        TargetRunner(model, None, SETTINGS)
+
+
+def test_attention_arguments_that_are_not_implemented_are_refused_by_name() -> None:
+    config = GptOssConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0,
+        max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )  # fmt: skip
+    runner = TargetRunner(GptOssForCausalLM(config), None, SETTINGS)
+    with pytest.raises(UnsupportedModel, match="s_aux"):
+        runner.warm_up()
+
+
+def test_the_pool_is_sized_from_memory_or_refused() -> None:
+    def runner(**settings: int) -> TargetRunner:
+        model = Qwen3ForCausalLM(copy.deepcopy(CONFIGS["qwen3"]))
+        return TargetRunner(model, None, TargetSettings(device="cpu", kv_block_size=4, **settings))
+
+    block_bytes = 3 * 2 * 2 * 8 * 4 * 4  # layers, key and value, KV heads, dim, tokens, bytes
+    assert runner(kv_cache_bytes=40 * block_bytes + 5).free_blocks == 40
+    with pytest.raises(InvalidSettings, match=f"max_model_len 128: set kv_cache_bytes to at least {32 * block_bytes}"):
+        runner(kv_cache_bytes=31 * block_bytes)
+    with pytest.raises(InvalidSettings, match=r"num_blocks 31 holds 124 tokens.*at least 32"):
+        runner(num_blocks=31)
+    assert runner(num_blocks=5, max_model_len=20).info.max_model_len == 20
+
+
+def test_settings_refuse_what_they_do_not_know() -> None:
+    with pytest.raises(ValueError, match="blocksize"):
+        TargetSettings.model_validate({"blocksize": 4})
+    with pytest.raises(ValueError, match="max_tree_rows 64 exceeds max_rows 32"):
+        TargetSettings(max_rows=32, max_tree_rows=64)
