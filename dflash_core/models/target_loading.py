@@ -27,8 +27,8 @@ def load_target(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTr
     except (ValueError, KeyError) as error:
         model_type = json.loads((folder / "config.json").read_text()).get("model_type")
         raise UnsupportedModel(
-            f"transformers itself cannot read the config in {folder}, of model type {model_type!r} (code that comes with "
-            "a checkpoint is never run)"
+            f"transformers itself cannot read the config in {folder}, of model type {model_type!r} (code that comes "
+            "with a checkpoint is never run)"
         ) from error
     check_supported(config)
     register_paged_tree()
