@@ -120,8 +120,8 @@ def _from_hub(name: str) -> Path:
 
     try:
         folder = snapshot_download(name, allow_patterns=_HUB_FILES)
-    except (OSError, ValueError) as error:  # what the hub's client raises: HTTP and cache errors, ill-formed names
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # HTTP, proxy, cache or name: the hub's client has no common base for them
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointNotFound(
             f"checkpoint {name!r} is no folder ({os.path.abspath(name)}), not in the Hugging Face cache"
             f" ({constants.HF_HUB_CACHE}), and could not be downloaded: {reason}"

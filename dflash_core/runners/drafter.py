@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dflash_core.attention import RaggedBatch, RowGroup, ragged_attention
-from dflash_core.contracts import ContextAck, ContextChunk, Draft, DraftBlock, DrafterInfo, SequenceKey
+from dflash_core.contracts import ContextAck, ContextChunk, Draft, DraftBlock, DrafterInfo, SamplingParams, SequenceKey
 from dflash_core.errors import ProtocolError
 from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
 from dflash_core.models.drafter import DFlashDrafter
@@ -17,7 +17,7 @@ from dflash_core.models.drafter_config import DrafterConfig
 from dflash_core.models.drafter_files import load_drafter
 from dflash_core.models.shared_tensors import EmbeddingAndHead, fc_fingerprint
 from dflash_core.models.target_loading import tokenizer_size
-from dflash_core.raw_tensor import from_raw
+from dflash_core.raw_tensor import from_raw, to_raw
 from dflash_core.runners.devices import pick_device, pick_dtype
 from dflash_core.runners.drafter_context import DrafterContext, context_blocks
 from dflash_core.runners.settings import DrafterSettings
@@ -48,8 +48,9 @@ class DrafterRunner:
 
     @classmethod
     def load(cls, drafter: str, target: str, settings: DrafterSettings) -> DrafterRunner:
-        """Loads the drafter, and of its target the embedding and head alone.
+        """Loads the drafter, and of its target the embedding and head alone; drafts once, to be warm.
 
+        Sets torch's thread count and switches TF32 off, for the whole process.
         Raises `CheckpointNotFound`, `CheckpointMismatch`, `UnsupportedModel`, `InvalidSettings`.
         """
         folder, target_folder = resolve_checkpoint(drafter), resolve_checkpoint(target)
@@ -71,7 +72,9 @@ class DrafterRunner:
             fingerprint=fc_fingerprint(folder),
         )
         shared = EmbeddingAndHead.load(target_folder, target_config, dtype, device)
-        return cls(load_drafter(folder, dtype, device), shared, settings, info)
+        runner = cls(load_drafter(folder, dtype, device), shared, settings, info)
+        runner.warm_up()
+        return runner
 
     @property
     def free_blocks(self) -> int:
@@ -125,6 +128,14 @@ class DrafterRunner:
             clock.lap("rank")
         self.stage_times_us = clock.times_us
         return [draft for draft in drafts if draft is not None]
+
+    def warm_up(self) -> None:
+        """Drafts after a context of one token, and forgets it: compiles what is compiled on first use."""
+        key = SequenceKey("warm-up", 0)
+        self.open(key, 0)
+        self.append_context(ContextChunk(key, 0, to_raw(torch.zeros(1, self.info.hidden_size))))
+        self.draft([DraftBlock(key, 0, 1, SamplingParams(temperature=1.0, top_p=0.9))])
+        self.release(key)
 
     def _refusal(self, block: DraftBlock) -> Draft | None:
         """Why a block cannot be drafted; None where it can."""
