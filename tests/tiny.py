@@ -71,6 +71,7 @@ class TinyPair:
 def make_tiny_pair(folder: Path, seed: int = 0, **overrides: Any) -> TinyPair:
     """Saves a target, its tokenizer and a drafter under `folder`; `overrides` are fields of `TinySettings`."""
     settings = replace(TinySettings(), **overrides)
+    assert settings.vocab_size >= 258, "the tokenizer has an id for each byte and two special ones"
     pair = TinyPair(folder / "target", folder / "drafter", settings)
     # A generator of its own: making a pair leaves the caller's random state alone.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
