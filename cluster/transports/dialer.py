@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
 
-from dflash_core.errors import DFlashError
+from dflash_core.errors import DFlashError, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class Dialer:
                 await self._session(address)
                 logger.info("%s %s said goodbye", self._what, address)
             except DFlashError as error:
-                logger.info("%s %s: %s", self._what, address, error.message)
+                level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
+                logger.log(level, "%s %s: %s", self._what, address, error.message)
             except Exception:
                 logger.exception("%s %s", self._what, address)
             failures = self._failures[address] = self._failures.get(address, 0) + 1

@@ -197,6 +197,11 @@ class RouterService(router_pb2_grpc.RouterServicer):
         if first is None or first.WhichOneof("message") != "info":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a target's first message must be its info")
         assert first is not None
+        try:
+            target = LeadTarget(target_info_from_pb(first.info), context.write)
+        except ProtocolError as error:
+            await context.abort(grpc_status(error), error.message)
+            raise  # abort has raised; this tells mypy
         if self._is_draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the router is draining")
         if self._max_targets is not None and self.router.num_targets >= self._max_targets():
@@ -206,7 +211,6 @@ class RouterService(router_pb2_grpc.RouterServicer):
                 f"this router has {self.router.num_targets} targets, its share is {self._max_targets()}",
             )
         try:
-            target = LeadTarget(target_info_from_pb(first.info), context.write)
             self.router.add_target(target)
         except DFlashError as error:
             await context.abort(grpc_status(error), error.message)

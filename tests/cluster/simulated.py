@@ -41,7 +41,7 @@ NUM_CANDIDATES = 4
 DEPTH = 7
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Polls, since what is waited for is the absence of something that nobody announces."""
     async with asyncio.timeout(timeout_s):
         while not condition():
@@ -350,7 +350,7 @@ class Client:
     def _end(self, sequence_id: str) -> asyncio.Event:
         return self._ends.setdefault(sequence_id, asyncio.Event())
 
-    async def wait(self, *sequence_ids: str, timeout_s: float = 20.0) -> None:
+    async def wait(self, *sequence_ids: str, timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s):
             for sequence_id in sequence_ids:
                 await self._end(sequence_id).wait()
