@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,38 @@ def write_shards(
         partial = folder / f"{index:05d}.partial.npz"
         np.savez(partial, token_ids=batch.token_ids, prompt_lens=batch.prompt_lens, is_greedy=batch.is_greedy)
         os.replace(partial, _shard(folder, index))
+
+
+def write_shards_in_processes(
+    target: Path, tokens: npt.NDArray[np.uint16], folder: Path, recipe: ContinuationRecipe, num_processes: int
+) -> None:
+    """`write_shards`, one thread per process: decoding's small matrix products gain little from a second thread.
+
+    Raises `RuntimeError` when a process fails; what it had written stays.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_work, args=(target, tokens, folder, recipe, worker, num_processes))
+        for worker in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if failed := [process.exitcode for process in processes if process.exitcode]:
+        raise RuntimeError(f"{len(failed)} of {num_processes} processes failed, with exit codes {failed}")
+
+
+def _work(
+    target: Path,
+    tokens: npt.NDArray[np.uint16],
+    folder: Path,
+    recipe: ContinuationRecipe,
+    worker: int,
+    num_workers: int,
+) -> None:
+    torch.set_num_threads(1)
+    write_shards(target, tokens, folder, recipe, worker, num_workers)
 
 
 def read_shards(folder: Path, num_batches: int) -> Continuations:

@@ -59,4 +59,5 @@ def _orthogonalised(matrices: Tensor) -> Tensor:
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = wide @ wide.mT
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return wide.mT if matrices.shape[-2] > matrices.shape[-1] else wide
+    orthogonal: Tensor = wide.mT if matrices.shape[-2] > matrices.shape[-1] else wide
+    return orthogonal

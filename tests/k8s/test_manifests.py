@@ -1,0 +1,84 @@
+"""The manifests against the schemas that will read them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from deployments.settings import parse_settings
+
+K8S = Path(__file__).parents[2] / "k8s"
+
+
+def _load(name: str) -> dict[str, Any]:
+    manifest: dict[str, Any] = yaml.safe_load((K8S / name).read_text())
+    return manifest
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with unknown keys forbidden wherever it names the known ones."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(value) for key, value in schema.items()}
+    open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not open_ended:
+        closed["additionalProperties"] = False
+    return closed
+
+
+def test_the_ray_service_fits_the_operators_schema() -> None:
+    service = _load("rayservice.yaml")
+    assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
+    if crd_file := os.environ.get("DFLASH_KUBERAY_CRD"):
+        crd = yaml.safe_load(Path(crd_file).read_text())
+        (version,) = [v for v in crd["spec"]["versions"] if v["name"] == "v1"]
+        properties = _closed(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
+        jsonschema.validate(service["spec"], properties)
+
+
+def test_the_serve_config_is_valid_and_so_are_its_settings() -> None:
+    config = ServeDeploySchema.model_validate(yaml.safe_load(_load("rayservice.yaml")["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    assert application.import_path == "deployments:app"
+    settings = parse_settings(application.args)
+    assert settings.target.num_replicas == 2
+
+
+def test_every_pool_fits_its_worker_group() -> None:
+    spec = _load("rayservice.yaml")["spec"]
+    settings = parse_settings(yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"])
+    offered: dict[str, float] = {}
+    gpus: dict[str, int] = {}
+    for group in spec["rayClusterConfig"]["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        (container,) = group["template"]["spec"]["containers"]
+        # Ray reads the value as a JSON string within a shell word.
+        for name, amount in json.loads(json.loads(group["rayStartParams"]["resources"])).items():
+            offered[name] = amount * group["replicas"]
+            gpus[name] = int(container["resources"]["limits"]["nvidia.com/gpu"]) * group["replicas"]
+    for pool in (settings.target, settings.drafter):
+        for name, amount in pool.resources.items():
+            assert amount * pool.num_replicas <= offered[name]
+            assert (pool.num_gpus or 0) * pool.num_replicas <= gpus[name]
+
+
+def test_grpc_is_open_on_the_head_and_in_the_service() -> None:
+    head = _load("rayservice.yaml")["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in head["ports"]}
+    assert ports["serve"] == 8000, "KubeRay's readiness probe asks there"
+    (port,) = _load("service.yaml")["spec"]["ports"]
+    assert (port["targetPort"], port["port"]) == ("serve-grpc", ports["serve-grpc"])
+
+
+def test_the_image_copies_every_package() -> None:
+    dockerfile = (K8S / "Dockerfile").read_text()
+    for package in ("dflash_core", "cluster", "deployments", "protos"):
+        assert f"COPY {package} {package}" in dockerfile
