@@ -42,8 +42,16 @@ LIGHT_MODULES = [
     "cluster",
     "cluster.requests",
     "cluster.router.*",
+    "cluster.text",
+    "cluster.wire.*",
+    "cluster.transports.*",
     "deployments",
-    "deployments.cli.*",
+    "deployments.check_config",
+    "deployments.cli.app",
+    "deployments.cli.complete",
+    "deployments.gateway",
+    "deployments.router",
+    "deployments.settings",
     "dflash_core.contracts",
     "dflash_core.errors",
     "dflash_core.sampling.noise",
@@ -96,6 +104,17 @@ def test_layer_imports_only_what_it_may(layer: str) -> None:
     assert not offences, "\n".join(offences)
 
 
+def test_models_run_in_the_core_alone() -> None:
+    """`cluster` reaches models through runners; only the benchmark's reference runs one by itself."""
+    users = {
+        found.path.relative_to(ROOT).as_posix()
+        for layer in ("cluster", "deployments")
+        for found in imports_of_layer(layer)
+        if found.package in HEAVY_LIBRARIES
+    }
+    assert users <= {"cluster/bench/hugging_face.py", "cluster/bench/machine.py"}
+
+
 def test_the_rules_catch_an_offence(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text("def late():\n    from ray import serve\n    import grpc.aio\n")
@@ -129,29 +148,35 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_every_imported_library_is_declared() -> None:
-    """A library that comes only because another one needs it today is gone with that one's next release."""
+def declared_libraries(*extras: str) -> set[str]:
+    """Names of the dependencies of pyproject.toml, with those of the extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {normalised(re.split(r"[\[<>=!~; ]", entry)[0]) for entry in project["dependencies"]}
+    entries = [
+        *project["dependencies"],
+        *(entry for name in extras for entry in project["optional-dependencies"][name]),
+    ]
+    return {normalised(re.split(r"[\[<>=!~; ]", entry)[0]) for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("folders", "declared"),
+    [(LAYERS, declared_libraries()), (("tests", "scripts"), declared_libraries("dev"))],
+    ids=["product", "tests"],
+)
+def test_every_imported_library_is_declared(folders: tuple[str, ...], declared: set[str]) -> None:
+    """A library that comes only because another one needs it today is gone with that one's next release."""
+    ours = {*LAYERS, "tests", "scripts", "google"}  # google: a namespace of many distributions
     distributions = importlib.metadata.packages_distributions()
     missing = []
-    for found in [found for layer in LAYERS for found in imports_of_layer(layer)]:
-        if found.package in sys.stdlib_module_names or found.package in (*LAYERS, "google"):  # google: a namespace
-            continue
+    for found in [found for folder in folders for found in imports_of_layer(folder)]:
         providers = {normalised(name) for name in distributions.get(found.package, [])}
-        if not providers & declared:
+        if found.package not in ours | sys.stdlib_module_names and not providers & declared:
             missing.append(f"{found} (from {sorted(providers) or 'no installed distribution'})")
     assert not missing, "\n".join(missing)
 
 
-def test_everything_installed_is_pinned() -> None:
-    """constraints.txt names an exact version of each dependency, and it is what the tests run on."""
-    pins = {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            name, _, version = line.partition("==")
-            pins[normalised(name)] = version
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    entries = project["dependencies"] + project["optional-dependencies"]["dev"]
-    names = {normalised(re.split(r"[\[<>=!~; ]", entry)[0]) for entry in entries}
-    assert not names - pins.keys()
+def test_everything_declared_is_pinned() -> None:
+    """constraints.txt names an exact version of each dependency."""
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pins = {normalised(name) for name in re.findall(r"^([\w.-]+)==[\w.]+$", text, re.MULTILINE)}
+    assert not declared_libraries("dev") - pins
