@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from deployments.settings import Settings, SettingsError, parse_settings
 from dflash_core.errors import DFlashError
@@ -31,7 +32,7 @@ def check_config(path: Path) -> list[CheckedApplication]:
 
     Raises `SettingsError` with one line that says where and what.
     """
-    from ray.serve.schema import ServeDeploySchema
+    from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -43,9 +44,12 @@ def check_config(path: Path) -> list[CheckedApplication]:
         config = ServeDeploySchema.model_validate(raw)
     except ValidationError as error:
         raise SettingsError(f"{path}: {_first_line(error)}") from None
+    _refuse_unknown(path, raw, ServeDeploySchema)
     ours = [application for application in config.applications if application.import_path == IMPORT_PATH]
     if not ours:
         raise SettingsError(f"{path}: no application has import_path {IMPORT_PATH!r}")
+    for application in raw["applications"]:
+        _refuse_unknown(path, application, ServeApplicationSchema)
     checked = []
     for application in ours:
         try:
@@ -55,6 +59,14 @@ def check_config(path: Path) -> list[CheckedApplication]:
             raise SettingsError(f"{path}: application {application.name!r}: {error}", param=error.param) from None
         checked.append(CheckedApplication(application.name, settings, tuple(_notes(settings, config.grpc_options))))
     return checked
+
+
+def _refuse_unknown(path: Path, raw: dict[str, Any], schema: type[BaseModel]) -> None:
+    """Ray Serve passes over keys that it does not know."""
+    for key in raw:
+        if key not in schema.model_fields:
+            (nearest,) = difflib.get_close_matches(str(key), schema.model_fields, n=1, cutoff=0.0)
+            raise SettingsError(f"{path}: unknown key {key!r}; did you mean {nearest!r}?", param=str(key))
 
 
 def check_models(settings: Settings, must_be_here: bool = False) -> None:
