@@ -76,8 +76,9 @@ class DraftStage:
             self._collect_finished()
 
     def close(self) -> None:
-        for entry in self._in_flight.values():
-            entry.task.cancel()
+        """What is on its way goes on: it may carry releases."""
+        for link, entry in self._in_flight.items():
+            link.let_finish(entry.task)
         self._in_flight.clear()
 
     # --- asking

@@ -77,7 +77,7 @@ class DrafterLink:
         self.is_lost = False
         self.batch_ids = count(1)
         self._releases: list[SequenceKey] = []
-        self._flushes: set[asyncio.Task[DraftResult]] = set()
+        self._unawaited: set[asyncio.Task[DraftResult]] = set()
 
     @property
     def address(self) -> str:
@@ -97,12 +97,16 @@ class DrafterLink:
         releases = self.take_releases()
         if not releases or self.is_lost:
             return
-        task = asyncio.ensure_future(self.drafter.draft(DraftRequest(next(self.batch_ids), releases=releases)))
-        self._flushes.add(task)
-        task.add_done_callback(self._flushed)
+        request = DraftRequest(next(self.batch_ids), releases=releases)
+        self.let_finish(asyncio.ensure_future(self.drafter.draft(request)))
 
-    def _flushed(self, task: asyncio.Task[DraftResult]) -> None:
-        self._flushes.discard(task)
+    def let_finish(self, task: asyncio.Task[DraftResult]) -> None:
+        """Keeps a request alive whose answer nobody waits for."""
+        self._unawaited.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[DraftResult]) -> None:
+        self._unawaited.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # A drafter that is gone holds nothing; the next draft request finds out and says so.
-            logger.info("drafter %r took no releases: %s", self.address, error)
+            logger.info("drafter %r did not answer: %s", self.address, error)

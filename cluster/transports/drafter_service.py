@@ -107,7 +107,10 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
             if (older := opened.get(key.sequence_id)) is not None:
                 self._held.forget(older)
             opened[key.sequence_id] = key
-        return asyncio.get_running_loop().run_in_executor(self._executor, self._run_releases_and_opens, request)
+        # Shielded: when the stream ends before this has run, the sequences must go all the same.
+        return asyncio.shield(
+            asyncio.get_running_loop().run_in_executor(self._executor, self._run_releases_and_opens, request)
+        )
 
     def _run_releases_and_opens(self, request: DraftRequest) -> dict[SequenceKey, int]:
         for key in request.releases:

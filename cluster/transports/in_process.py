@@ -59,7 +59,8 @@ class InProcessDrafter:
 
     async def draft(self, request: DraftRequest) -> DraftResult:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, run_draft_request, self._runner, request)
+        # Shielded: what a cancelled request releases must go all the same.
+        return await asyncio.shield(loop.run_in_executor(self._executor, run_draft_request, self._runner, request))
 
     def append_context(self, chunks: list[ContextChunk]) -> None:
         """Queues the chunks before any draft that is asked for from now on; callable from any thread."""

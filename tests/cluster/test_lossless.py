@@ -1,0 +1,77 @@
+"""Speculation never changes the output: any budget, temperature, seed and company, token for token (fp32)."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.requests import GenerationRequest, Strategy
+from cluster.router import Router, RouterSettings
+from cluster.transports.in_process import InProcessContextSink, InProcessDrafter, InProcessTarget
+from dflash_core.contracts import SamplingParams
+from dflash_core.runners.drafter import DrafterRunner
+from dflash_core.runners.target import TargetRunner
+from tests.cluster.serving import DRAFTER_SETTINGS, TARGET_SETTINGS, check_outputs, decode_plainly
+from tests.cluster.simulated import Client, until
+from tests.tiny import make_tiny_pair
+
+NUM_PROMPTS = 50
+TEMPERATURES = (0.0, 0.7, 1.0)
+BUDGETS = (0, 1, 7, 32, 64)
+MAX_TOKENS = 16
+
+
+@pytest.mark.parametrize("strategy", [Strategy.DRAFT_TREES, Strategy.CHAIN])
+async def test_every_budget_and_company_gives_the_tokens_of_plain_decoding(tmp_path: Path, strategy: Strategy) -> None:
+    """Each output is decoded alone and plainly first; then all at once, budgets and temperatures mixed at random."""
+    pair = make_tiny_pair(tmp_path, num_layers=2, target_layer_ids=(0, 1))
+    rng = random.Random(7)
+    plain: list[GenerationRequest] = []
+    for prompt_index in range(NUM_PROMPTS):
+        num_tokens = rng.randint(1, 40)
+        token_ids = np.asarray([rng.randrange(2, pair.settings.vocab_size) for _ in range(num_tokens)], np.int32)
+        for temperature in TEMPERATURES:
+            sampling = SamplingParams(
+                temperature=temperature,
+                seed=rng.randrange(2**64),
+                top_k=rng.choice([0, 0, 20]),
+                top_p=rng.choice([1.0, 1.0, 0.8]),
+                min_p=rng.choice([0.0, 0.0, 0.05]),
+            )
+            name = f"p{prompt_index}t{temperature}"
+            plain.append(GenerationRequest(name, token_ids, num_tokens, rng.randint(1, MAX_TOKENS), sampling))
+    runner = TargetRunner.load(str(pair.target), str(pair.drafter), TARGET_SETTINGS)
+    drafter = DrafterRunner.load(str(pair.drafter), str(pair.target), DRAFTER_SETTINGS)
+    expected = await decode_plainly(runner, plain)
+
+    budgets = BUDGETS if strategy is Strategy.DRAFT_TREES else (7,)
+    requests = [
+        replace(request, sequence_id=f"{request.sequence_id}b{budget}", tree_budget=budget)
+        for request in plain
+        for budget in budgets
+    ]
+    rng.shuffle(requests)
+    client = Client()
+    router = Router(RouterSettings(strategy=strategy, max_running=24, prefill_chunk_tokens=29, draft_timeout_ms=60_000))
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        in_process = InProcessDrafter(drafter, executor)
+        router.add_target(InProcessTarget(runner, InProcessContextSink(in_process), executor))
+        router.add_drafter(in_process)
+        for request in requests:
+            router.submit(request, client)
+        wanted = {request.sequence_id: expected[request.sequence_id.partition("b")[0]] for request in requests}
+        await check_outputs(client, wanted, timeout_s=250.0)
+        await until(lambda: not runner.num_sequences and not drafter.num_sequences)
+        await router.close()
+    assert runner.free_blocks == runner.info.num_blocks
+    for budget in budgets:
+        if budget > 1:
+            statistics = [client.last[r.sequence_id].statistics for r in requests if r.tree_budget == budget]
+            # The tests say something only where drafts are both taken and refused.
+            assert sum(s.accepted_tokens for s in statistics if s is not None) > 50
+            assert sum(s.tree_nodes - s.accepted_tokens for s in statistics if s is not None) > 50
