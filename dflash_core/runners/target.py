@@ -15,8 +15,8 @@ from dflash_core.cache.blocks import BlockManager
 from dflash_core.cache.pools import FeaturePool, KvPool, slots_of
 from dflash_core.contracts import (
     ContextChunk,
-    DraftTree,
     Outcome,
+    OutcomeStatus,
     Prefill,
     RoundRequest,
     RoundResult,
@@ -25,6 +25,7 @@ from dflash_core.contracts import (
     TargetInfo,
     TreeRows,
 )
+from dflash_core.errors import CheckpointMismatch
 from dflash_core.models.cpu_norms import fuse_norms
 from dflash_core.models.target import TargetModel
 from dflash_core.raw_tensor import to_raw
@@ -37,6 +38,7 @@ from dflash_core.runners.target_sequences import SequenceState, TargetSequences
 from dflash_core.runners.target_walk import CommittedRows, walk
 from dflash_core.sampling.choose import choose_tokens
 from dflash_core.sampling.rows import SamplingRows
+from dflash_core.trees.structure import root_only
 
 MAX_CHUNK_BYTES = 1 << 20
 
@@ -158,18 +160,22 @@ class TargetRunner:
         return TargetRound(result, context)
 
     def warm_up(self) -> None:
-        """Runs a prefill and a tree of one row, and forgets them: compiles what is compiled on first use, and raises
-        `UnsupportedModel` for a model whose attention wants what is not implemented."""
+        """Runs a prefill and a tree of one row, and forgets them: what is compiled on first use is compiled then.
+
+        Raises `UnsupportedModel` where the model's attention wants what is not implemented, `CheckpointMismatch` where
+        its logits are not numbers.
+        """
         key, sampling = SequenceKey("warm-up", 0), SamplingParams(temperature=1.0, top_p=0.9)
         token = np.zeros(1, np.int32)
         prefill = Prefill(key, token, 0, is_last=True, num_prompt_tokens=1, sampling=sampling)
-        outcome = self._only_outcome(RoundRequest(0, prefills=(prefill,)))
-        tree = DraftTree(np.array([outcome.bonus_token], np.int32), np.zeros(1, np.int32))
-        self._only_outcome(RoundRequest(0, trees=(TreeRows(key, 1, tree),)))
+        root = self._only_outcome(RoundRequest(0, prefills=(prefill,))).bonus_token
+        self._only_outcome(RoundRequest(0, trees=(TreeRows(key, 1, root_only(root)),)))
         self._sequences.release(key)
 
     def _only_outcome(self, request: RoundRequest) -> Outcome:
         (outcome,) = self.run_round(request).result.outcomes
+        if outcome.status is not OutcomeStatus.OK:
+            raise CheckpointMismatch(f"{self._info.model} cannot run one row: {outcome.message}")
         return outcome
 
     def _forward(self, plan: RoundPlan, rows: PackedRows) -> Tensor:

@@ -79,7 +79,7 @@ def admit(request: RoundRequest, sequences: TargetSequences, max_rows: int, max_
             plan.num_prefill_rows += len(prefill.token_ids)
             plan.outcomes.append(None)
         except RowsRefused as refusal:
-            plan.outcomes.append(refused(prefill.key, prefill.start, refusal))
+            plan.outcomes.append(_refused(prefill.key, sequences, refusal))
     for place, rows in enumerate(request.trees, start=len(request.prefills)):
         try:
             _refuse_second(rows.key, seen)
@@ -90,12 +90,12 @@ def admit(request: RoundRequest, sequences: TargetSequences, max_rows: int, max_
             plan.num_tree_rows += num_rows
             plan.outcomes.append(None)
         except RowsRefused as refusal:
-            plan.outcomes.append(refused(rows.key, rows.root_position, refusal))
+            plan.outcomes.append(_refused(rows.key, sequences, refusal))
     return plan
 
 
-def refused(key: SequenceKey, cached_len: int, refusal: RowsRefused) -> Outcome:
-    return Outcome(key, refusal.status, _NO_INTS, NO_TOKEN, cached_len, refusal.message)
+def _refused(key: SequenceKey, sequences: TargetSequences, refusal: RowsRefused) -> Outcome:
+    return Outcome(key, refusal.status, _NO_INTS, NO_TOKEN, sequences.cached_len(key), refusal.message)
 
 
 def pack(plan: RoundPlan, kv_block_size: int, device: torch.device) -> PackedRows:

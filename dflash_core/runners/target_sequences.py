@@ -53,6 +53,11 @@ class TargetSequences:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def cached_len(self, key: SequenceKey) -> int:
+        """Of this very attempt; 0 where it is not here."""
+        sequence = self._by_id.get(key.sequence_id)
+        return sequence.cached_len if sequence is not None and sequence.key == key else 0
+
     def release(self, key: SequenceKey) -> None:
         """Forgets the attempt, or a lower one; a higher one stays. Unknown sequences are no error."""
         sequence = self._by_id.get(key.sequence_id)

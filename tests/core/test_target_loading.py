@@ -22,12 +22,12 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from dflash_core.contracts import RoundRequest
+from dflash_core.contracts import RoundRequest, SequenceKey
 from dflash_core.errors import CheckpointMismatch, CheckpointNotFound, InvalidSettings, UnsupportedModel
 from dflash_core.models.target_support import check_supported
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.target import TargetRunner
-from tests.core.target_models import CONFIGS, decode_plainly, generate, random_prompt
+from tests.core.target_models import CONFIGS, decode_plainly, generate, prefill_of, random_prompt, run
 from tests.tiny import TinyPair, make_tiny_pair
 
 SETTINGS = TargetSettings(kv_block_size=4, num_blocks=128, device="cpu")
@@ -57,6 +57,25 @@ def test_a_target_without_a_drafter_sends_no_features(pair: TinyPair) -> None:
     assert runner.run_round(RoundRequest(1)).context == {}
     with_drafter = TargetRunner.load(str(pair.target), str(pair.drafter), SETTINGS)
     assert with_drafter.info.weights_fingerprint == runner.info.weights_fingerprint
+
+
+def test_bfloat16_decodes_and_sends_features_in_its_own_dtype(pair: TinyPair) -> None:
+    settings = SETTINGS.model_copy(update={"dtype": "bfloat16"})
+    runner = TargetRunner.load(str(pair.target), str(pair.drafter), settings)
+    prompt = random_prompt(0, 12)
+    assert len(decode_plainly(runner, prompt, 5)) == 5
+    done = run(runner, prefills=(prefill_of(SequenceKey("s", 0), prompt, drafter_address="d"),))
+    (chunk,) = done.context["d"]
+    assert (chunk.features.dtype, chunk.features.shape) == ("bfloat16", (12, 32))
+
+
+def test_weights_that_are_no_numbers_are_found_at_load(pair: TinyPair, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((pair.target / "config.json").read_text())
+    tensors = load_file(pair.target / "model.safetensors")
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointMismatch, match="logits for position 1 are not numbers"):
+        TargetRunner.load(str(tmp_path), None, SETTINGS)
 
 
 def test_other_weights_have_another_fingerprint(pair: TinyPair, tmp_path: Path) -> None:

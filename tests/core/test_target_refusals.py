@@ -76,6 +76,7 @@ def test_a_bad_tree(
     assert ok(good).bonus_token == expected[1]
     assert (refused.key, refused.status, refused.bonus_token) == (bad.key, status, -1)
     assert len(refused.token_ids) == 0
+    assert refused.cached_len == (9 if bad.key in (GOOD, BAD) else 0)
     assert re.search(message, refused.message), refused.message
     assert runner.free_blocks == before
 
