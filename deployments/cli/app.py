@@ -166,6 +166,8 @@ def _prompt(argument: str) -> str:
 
 def run() -> None:
     """Runs the command line. A known error is one line on stderr and exit code 1; Ctrl-C exits with 130."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries draw their own progress bars, anywhere
     try:
         app()
     except DFlashError as error:
