@@ -7,16 +7,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from dflash_core.errors import InvalidSettings
 from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
 from dflash_core.models.drafter import ContextProjection
 from dflash_core.models.drafter_config import DrafterConfig
 from dflash_core.models.drafter_files import load_context_projection
 from dflash_core.models.shared_tensors import fc_fingerprint
 from dflash_core.models.target_loading import load_target, tokenizer_size
+from dflash_core.runners.devices import pick_device, pick_dtype
 from dflash_core.runners.settings import TargetSettings
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,8 @@ def load_target_parts(target: str, drafter: str | None, settings: TargetSettings
     drafter_config = None if drafter_folder is None else DrafterConfig.load(drafter_folder)
     if drafter_config is not None:
         check_pair(TargetConfig.load(folder), drafter_config)
-    device = _device(settings)
-    dtype = _dtype(settings, device)
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
     torch.set_float32_matmul_precision("highest")  # fp32 means fp32: tokens must not depend on the batch
     if device.type == "cpu":
         torch.set_num_threads(settings.num_threads)
@@ -56,16 +54,3 @@ def load_target_parts(target: str, drafter: str | None, settings: TargetSettings
             fc_fingerprint(drafter_folder),
         )
     return TargetParts(model, tokenizer_size(folder, model.config.vocab_size), features)
-
-
-def _device(settings: TargetSettings) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    if settings.device == "cuda" and not has_gpu:
-        raise InvalidSettings("device is cuda, but torch sees no GPU")
-    return torch.device("cuda" if has_gpu and settings.device != "cpu" else "cpu")
-
-
-def _dtype(settings: TargetSettings, device: torch.device) -> torch.dtype:
-    if settings.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return _DTYPES[settings.dtype]
