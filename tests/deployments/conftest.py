@@ -7,45 +7,49 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+_CANDIDATES = count(21_000 + os.getpid() % 4_000)
 
-def free_ports(count: int) -> list[int]:
+
+def free_ports(number: int) -> list[int]:
     """Ports that nothing listens on, all different, below those that the system hands out by itself."""
     found: list[int] = []
-    with ExitStack() as stack:
-        candidate = 21_000 + os.getpid() % 4_000
-        while len(found) < count:
-            probe = stack.enter_context(closing(socket.socket()))
+    while len(found) < number:
+        candidate = next(_CANDIDATES)
+        with closing(socket.socket()) as probe:
             try:
                 probe.bind(("0.0.0.0", candidate))
-                found.append(candidate)
             except OSError:
-                pass
-            candidate += 1
+                continue
+        found.append(candidate)
     return found
 
 
-_HTTP, _GRPC, _METRICS, _STATS, _FIRST_DATA = free_ports(5)
-_HAPROXY_FOLDER = tempfile.mkdtemp(prefix="haproxy-")
+def serve_environment() -> dict[str, str]:
+    """What Ray Serve reads when it is first imported: several clusters on one machine must not share files or ports."""
+    metrics, stats = free_ports(2)
+    folder = tempfile.mkdtemp(prefix="haproxy-")
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+    }
 
-# Ray Serve reads these when it is first imported. Several test runs on one machine must not share files or ports.
-os.environ |= {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{_HAPROXY_FOLDER}/haproxy.cfg",
-    "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{_HAPROXY_FOLDER}/admin.sock",
-    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": _HAPROXY_FOLDER,
-    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{_HAPROXY_FOLDER}/server-state",
-    "RAY_SERVE_HAPROXY_METRICS_PORT": str(_METRICS),
-    "RAY_SERVE_HAPROXY_STATS_PORT": str(_STATS),
-}
+
+os.environ |= serve_environment()
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedApplicati
     from deployments import app
     from tests.tiny import make_tiny_pair
 
+    http_port, grpc_port, data_port = free_ports(3)
     pair = make_tiny_pair(tmp_path_factory.mktemp("pair"))
     ray.init(address="local", num_cpus=4, namespace="serve", include_dashboard=False, log_to_driver=False)
     try:
@@ -94,14 +99,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedApplicati
                     "target": str(pair.target),
                     "drafter": str(pair.drafter),
                     "served_model_name": "tiny",
-                    "http_port": _HTTP,
-                    "grpc_port": _GRPC,
-                    "data_plane_ports": f"{_FIRST_DATA}-{_FIRST_DATA + 200}",
+                    "http_port": http_port,
+                    "grpc_port": grpc_port,
+                    "data_plane_ports": f"{data_port}-{data_port + 200}",
                 }
             )
         )
         application = ServedApplication(
-            f"http://127.0.0.1:{_HTTP}", f"127.0.0.1:{_GRPC}", "tiny", pair.target, pair.drafter
+            f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", "tiny", pair.target, pair.drafter
         )
         application.wait_until_ready()
         yield application
