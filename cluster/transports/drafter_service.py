@@ -107,6 +107,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
             if (older := opened.get(key.sequence_id)) is not None:
                 self._held.forget(older)
             opened[key.sequence_id] = key
+            self._held.opened(key)
         # Shielded: when the stream ends before this has run, the sequences must go all the same.
         return asyncio.shield(
             asyncio.get_running_loop().run_in_executor(self._executor, self._run_releases_and_opens, request)
@@ -133,7 +134,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
         try:
             if prepared is not None:
                 for key, context_len in (await prepared).items():
-                    self._held.opened(key, context_len)
+                    self._held.kept(key, context_len)
             result = await self._draft(request)
         except Exception as error:
             # This batch alone: the router opens its sequences anew.

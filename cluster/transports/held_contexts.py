@@ -19,9 +19,14 @@ class HeldContexts:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def opened(self, key: SequenceKey, context_len: int) -> None:
-        self._lengths[key] = context_len
-        self._notify()
+    def opened(self, key: SequenceKey) -> None:
+        self._lengths.setdefault(key, 0)
+
+    def kept(self, key: SequenceKey, context_len: int) -> None:
+        """What the runner kept of an older attempt, told later: the sequence may be gone by then."""
+        if key in self._lengths:
+            self._lengths[key] = context_len
+            self._notify()
 
     def appended(self, ack: ContextAck) -> None:
         if ack.key not in self._lengths:
