@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -26,6 +27,8 @@ from dflash_core.models.drafter_files import save_drafter
 from dflash_core.training.continuations import Continuations
 from dflash_core.training.loop import LoopSettings, train
 
+_TARGET_BATCH = 8  # sequences of one target pass: activations that stay in the cache
+
 
 @dataclass(frozen=True)
 class DrafterRecipe:
@@ -35,10 +38,10 @@ class DrafterRecipe:
     num_layers: int = 2
     target_layer_ids: tuple[int, ...] = (2, 5, 8, 10)
     mask_token_id: int = 1
-    sequences_per_micro_batch: int = 8
-    micro_batches: int = 2
+    sequences_per_micro_batch: int = 4
+    micro_batches: int = 4
     anchors_per_sequence: int = 48
-    corpus_fraction: float = 0.25  # the rest are continuations
+    corpus_fraction: float = 0.1  # the rest are continuations
     gamma: float = 4.0  # slot k weighs exp(−(k − 1) / gamma)
     steps: int = 800
     learning_rate: float = 3e-3
@@ -47,47 +50,89 @@ class DrafterRecipe:
 
 
 @dataclass(frozen=True)
-class AnchoredBatch:
-    """`token_ids` [batch, length], `anchors` [batch, num_anchors] the roots' positions, `is_greedy` [batch]."""
+class Batch:
+    """Sequences with the roots' positions in them, and what the target thinks of them."""
 
-    token_ids: Tensor
-    anchors: Tensor
-    is_greedy: Tensor
+    token_ids: Tensor  # [batch, length] int64
+    anchors: Tensor  # [batch, num_anchors] int64
+    is_greedy: Tensor  # [batch] bool
+    raw_features: Tensor  # [batch, length, num_captured · hidden] outputs of the captured layers
+    final_hidden: Tensor  # [batch, length, hidden] what the target's head reads
 
 
 class Sequences:
-    """Draws batches of continuations and corpus windows with their anchors."""
+    """Continuations and corpus windows; the target reads each once, and batches draw new anchors from it.
 
-    def __init__(self, continuations: Continuations, corpus: npt.NDArray[np.uint16], recipe: DrafterRecipe) -> None:
-        self._continuations = continuations
-        self._corpus = corpus
+    What the target computed is kept in bfloat16: `length · (num_captured + 1) · hidden · 2` bytes a sequence.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        continuations: Continuations,
+        corpus: npt.NDArray[np.uint16],
+        recipe: DrafterRecipe,
+    ) -> None:
         self._recipe = recipe
-        self._length = continuations.token_ids.shape[1]
-
-    def batch(self, step: int, micro_batch: int) -> AnchoredBatch:
-        recipe, count = self._recipe, self._recipe.sequences_per_micro_batch
-        rng = np.random.default_rng([recipe.seed, step, micro_batch])
-        num_corpus = int(rng.binomial(count, recipe.corpus_fraction))
-        picked = rng.integers(0, len(self._continuations.token_ids), count - num_corpus)
-        starts = rng.integers(0, len(self._corpus) - self._length, num_corpus)
-        rows = [self._continuations.token_ids[i] for i in picked]
-        rows += [self._corpus[s : s + self._length] for s in starts]
+        num_written, self._length = continuations.token_ids.shape
+        num_corpus = round(num_written * recipe.corpus_fraction / (1 - recipe.corpus_fraction))
+        starts = np.random.default_rng([recipe.seed, 0]).integers(0, len(corpus) - self._length, num_corpus)
+        windows = np.stack([corpus[s : s + self._length] for s in starts]) if num_corpus else corpus[:0].reshape(0, 1)
+        rows = np.concatenate([continuations.token_ids, windows.reshape(num_corpus, self._length)])
+        self._token_ids = torch.from_numpy(rows.astype(np.int64))
         # The target wrote from prompt_len on: that is where its roots stand.
-        first_root = np.concatenate([self._continuations.prompt_lens[picked], np.ones(num_corpus, dtype=np.int32)])
-        is_greedy = np.concatenate([self._continuations.is_greedy[picked], np.zeros(num_corpus, dtype=np.bool_)])
-        return AnchoredBatch(
-            torch.from_numpy(np.stack(rows).astype(np.int64)),
-            torch.from_numpy(
-                np.stack([_anchors(rng, int(f), self._length, recipe.anchors_per_sequence) for f in first_root])
-            ),
-            torch.from_numpy(is_greedy),
+        self._first_root = np.concatenate([continuations.prompt_lens, np.ones(num_corpus, dtype=np.int32)])
+        is_greedy = np.concatenate([continuations.is_greedy, np.zeros(num_corpus, dtype=np.bool_)])
+        self._is_greedy = torch.from_numpy(is_greedy)
+        self._states = _target_states(target, self._token_ids, recipe.target_layer_ids)
+
+    def __len__(self) -> int:
+        return len(self._token_ids)
+
+    def batch(self, step: int, micro_batch: int) -> Batch:
+        recipe, count = self._recipe, self._recipe.sequences_per_micro_batch
+        first = (step * recipe.micro_batches + micro_batch) * count
+        rng = np.random.default_rng([recipe.seed, 1, step, micro_batch])
+        picked = self._order(first // len(self))[np.arange(first, first + count) % len(self)]
+        anchors = [_anchors(rng, int(self._first_root[i]), self._length, recipe.anchors_per_sequence) for i in picked]
+        states = self._states[torch.from_numpy(picked)].float()
+        hidden_size = states.shape[-1] // (len(recipe.target_layer_ids) + 1)
+        return Batch(
+            token_ids=self._token_ids[picked],
+            anchors=torch.from_numpy(np.stack(anchors)),
+            is_greedy=self._is_greedy[picked],
+            raw_features=states[..., :-hidden_size],
+            final_hidden=states[..., -hidden_size:],
         )
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng([self._recipe.seed, 2, epoch]).permutation(len(self))
 
 
 def _anchors(rng: np.random.Generator, first: int, length: int, count: int) -> npt.NDArray[np.int64]:
     """`count` root positions in [first, length − 1), distinct where there are enough."""
     choices = length - 1 - first
     return np.sort(first + rng.choice(choices, count, replace=choices < count)).astype(np.int64)
+
+
+@torch.inference_mode()
+def _target_states(target: PreTrainedModel, token_ids: Tensor, layer_ids: tuple[int, ...]) -> Tensor:
+    """`[num_sequences, length, (num_captured + 1) · hidden]` bfloat16: the captured layers, then the final states."""
+    states: Tensor | None = None
+    for first in track(range(0, len(token_ids), _TARGET_BATCH), description="target states"):
+        part = target_states(target, token_ids[first : first + _TARGET_BATCH], layer_ids).bfloat16()
+        if states is None:
+            states = torch.empty(len(token_ids), *part.shape[1:], dtype=torch.bfloat16)
+        states[first : first + len(part)] = part
+    if states is None:
+        raise ValueError("there are no sequences to train on")
+    return states
+
+
+def target_states(target: PreTrainedModel, token_ids: Tensor, layer_ids: tuple[int, ...]) -> Tensor:
+    """As the target computes them: `[batch, length, (num_captured + 1) · hidden]`."""
+    output = target(input_ids=token_ids, output_hidden_states=True, use_cache=False, logits_to_keep=1)
+    return torch.cat([*(output.hidden_states[i + 1] for i in layer_ids), output.hidden_states[-1]], -1)
 
 
 class BlockLoss(nn.Module):
@@ -99,17 +144,19 @@ class BlockLoss(nn.Module):
         super().__init__()
         self.target = target.requires_grad_(False).eval()
         self.drafter = drafter
-        self._layer_ids = drafter.config.target_layer_ids
         depth = torch.arange(drafter.config.depth)
         self.register_buffer("slot_weights", torch.exp(-depth / gamma), persistent=False)
 
-    def forward(self, token_ids: Tensor, anchors: Tensor, is_greedy: Tensor) -> Tensor:
-        raw_features, target_logits = self._target_pass(token_ids)
+    def forward(
+        self, token_ids: Tensor, anchors: Tensor, is_greedy: Tensor, raw_features: Tensor, final_hidden: Tensor
+    ) -> Tensor:
+        """The mean loss of a `Batch`'s predicted slots, weighted by slot."""
         logits = self.draft_logits(token_ids, anchors, raw_features)  # [batch, anchors, depth, vocab]
         positions, inside = self._predicted_positions(anchors, token_ids.shape[1])
         rows = torch.arange(len(token_ids), device=token_ids.device)[:, None, None]
         written = F.cross_entropy(logits.flatten(0, 2), token_ids[rows, positions].flatten(), reduction="none")
-        target_probs = target_logits.softmax(-1)[rows, positions - 1]  # [batch, anchors, depth, vocab]
+        with torch.no_grad():
+            target_probs = self.target.get_output_embeddings()(final_hidden).softmax(-1)[rows, positions - 1]
         expected = torch.logsumexp(logits, -1) - (target_probs * logits).sum(-1)
         loss = torch.where(is_greedy[:, None, None], written.view_as(expected), expected)
         weights = inside * self.slot_weights
@@ -142,12 +189,6 @@ class BlockLoss(nn.Module):
         logits: Tensor = self.target.get_output_embeddings()(hidden[:, :, 1:])
         return logits
 
-    @torch.no_grad()
-    def _target_pass(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.target(input_ids=token_ids, output_hidden_states=True, use_cache=False)
-        raw_features = torch.cat([output.hidden_states[i + 1] for i in self._layer_ids], -1)
-        return raw_features, output.logits
-
     def _predicted_positions(self, anchors: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Positions `[batch, anchors, depth]` that slots 1, 2, … predict, and which lie inside the sequence."""
         depth = torch.arange(1, self.drafter.config.draft_block_size, device=anchors.device)
@@ -167,7 +208,8 @@ class BlockLoss(nn.Module):
     def chain_acceptance_length(self, token_ids: Tensor, anchors: Tensor) -> Tensor:
         """`[batch, anchors]` tokens per round of a greedy chain at these roots, on greedy continuations:
         the drafted tokens up to the first that the target did not write, and the bonus token."""
-        raw_features, _ = self._target_pass(token_ids)
+        layer_ids = self.drafter.config.target_layer_ids
+        raw_features = target_states(self.target, token_ids, layer_ids)[..., : -self.drafter.config.hidden_size]
         drafted = self.draft_logits(token_ids, anchors, raw_features).argmax(-1)
         positions, inside = self._predicted_positions(anchors, token_ids.shape[1])
         written = token_ids[torch.arange(len(token_ids))[:, None, None], positions]
@@ -210,11 +252,11 @@ def run(
     _start_from_target(drafter, target)
     block_loss = BlockLoss(target, drafter, recipe.gamma)
     forward = torch.compile(block_loss, dynamic=False) if recipe.compiled else block_loss
-    sequences = Sequences(continuations, corpus, recipe)
+    sequences = Sequences(target, continuations, corpus, recipe)
 
     def loss_of(step: int, micro_batch: int) -> Tensor:
         batch = sequences.batch(step, micro_batch)
-        loss: Tensor = forward(batch.token_ids, batch.anchors, batch.is_greedy)
+        loss: Tensor = forward(batch.token_ids, batch.anchors, batch.is_greedy, batch.raw_features, batch.final_hidden)
         return loss
 
     settings = LoopSettings(recipe.steps, recipe.micro_batches, recipe.learning_rate)

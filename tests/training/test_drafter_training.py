@@ -17,7 +17,7 @@ from dflash_core.models.drafter_files import load_drafter
 from dflash_core.training import drafter as drafter_training
 from dflash_core.training.continuations import ContinuationRecipe, read_shards, write_shards
 from dflash_core.training.corpus import SourceFile, standard_library
-from dflash_core.training.drafter import BlockLoss, DrafterRecipe, drafter_config
+from dflash_core.training.drafter import BlockLoss, DrafterRecipe, drafter_config, target_states
 from dflash_core.training.target import TargetRecipe
 from dflash_core.training.target import run as train_target
 
@@ -47,11 +47,18 @@ def _tokens(seed: int, length: int = 20) -> torch.Tensor:
     return torch.randint(2, VOCAB, (2, length), generator=torch.Generator().manual_seed(seed))
 
 
+def _states(block_loss: BlockLoss, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden_size = block_loss.drafter.config.hidden_size
+    states = target_states(block_loss.target, token_ids, RECIPE.target_layer_ids)
+    return states[..., :-hidden_size], states[..., -hidden_size:]
+
+
 def test_loss_equals_a_loop_over_blocks_and_slots(block_loss: BlockLoss) -> None:
     token_ids, anchors = _tokens(0), torch.tensor([[1, 7, 18], [4, 5, 16]])
     is_greedy = torch.tensor([True, False])
     with torch.no_grad():
-        raw_features, target_logits = block_loss._target_pass(token_ids)
+        raw_features, final_hidden = _states(block_loss, token_ids)
+        target_logits = block_loss.target(input_ids=token_ids).logits
         total, weight_sum = 0.0, 0.0
         for row in range(2):
             for anchor in anchors[row].tolist():
@@ -71,7 +78,8 @@ def test_loss_equals_a_loop_over_blocks_and_slots(block_loss: BlockLoss) -> None
                         loss = F.cross_entropy(logits[slot - 1], target_logits[row, anchor + slot - 1].softmax(-1))
                     total += weight * float(loss)
                     weight_sum += weight
-        assert float(block_loss(token_ids, anchors, is_greedy)) == pytest.approx(total / weight_sum, rel=1e-5)
+        loss = block_loss(token_ids, anchors, is_greedy, raw_features, final_hidden)
+        assert float(loss) == pytest.approx(total / weight_sum, rel=1e-5)
 
 
 def test_a_block_sees_its_root_and_nothing_after_it(block_loss: BlockLoss) -> None:
@@ -80,7 +88,7 @@ def test_a_block_sees_its_root_and_nothing_after_it(block_loss: BlockLoss) -> No
     changed[:, anchor + 1 :] = (changed[:, anchor + 1 :] + 7) % VOCAB
     with torch.no_grad():
         before, after = (
-            block_loss.draft_logits(tokens, torch.full((2, 1), anchor), block_loss._target_pass(tokens)[0])
+            block_loss.draft_logits(tokens, torch.full((2, 1), anchor), _states(block_loss, tokens)[0])
             for tokens in (token_ids, changed)
         )
     assert torch.equal(before, after)
@@ -89,7 +97,7 @@ def test_a_block_sees_its_root_and_nothing_after_it(block_loss: BlockLoss) -> No
 def test_the_feature_of_the_root_itself_is_not_seen(block_loss: BlockLoss) -> None:
     token_ids, anchor = _tokens(2), 9
     with torch.no_grad():
-        raw_features, _ = block_loss._target_pass(token_ids)
+        raw_features, _ = _states(block_loss, token_ids)
         changed = raw_features.clone()
         changed[:, anchor:] += 1.0
         anchors = torch.full((2, 1), anchor)
