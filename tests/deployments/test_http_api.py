@@ -12,7 +12,7 @@ from deployments.generation import GenerationService
 from deployments.http_api import build_http_app
 from deployments.settings import LimitSettings
 from dflash_core.errors import DeadlineExceeded, DFlashError, Overloaded, Unavailable
-from tests.deployments.scripted import TOKENIZER, ScriptedRouters
+from tests.deployments.scripted import INFO, TOKENIZER, ScriptedRouters
 
 
 def _client(routers: ScriptedRouters) -> httpx.AsyncClient:
@@ -109,16 +109,17 @@ async def test_malformed_json_is_400() -> None:
 
 async def test_models_and_readiness() -> None:
     routers = ScriptedRouters()
+    routers.info = None
     async with _client(routers) as client:
-        (card,) = (await client.get("/v1/models")).json()["data"]
-        assert (card["id"], card["max_model_len"], card["drafter"]) == ("tiny", 32, "tiny-drafter")
-        assert (await client.get("/v1/models/tiny")).json()["id"] == "tiny"
-        assert (await client.get("/healthz")).status_code == 200
-        routers.info = None
         assert (await client.get("/healthz")).status_code == 503
         response = await client.post("/v1/completions", json={"prompt": "x"})
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "unavailable"
+        routers.info = INFO
+        (card,) = (await client.get("/v1/models")).json()["data"]
+        assert (card["id"], card["max_model_len"], card["drafter"]) == ("tiny", 32, "tiny-drafter")
+        assert (await client.get("/v1/models/tiny")).json()["id"] == "tiny"
+        assert (await client.get("/healthz")).status_code == 200
 
 
 async def test_a_fault_of_ours_is_500_without_its_details() -> None:
