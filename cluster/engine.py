@@ -15,14 +15,24 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 from tokenizers import Tokenizer
 
-from cluster.outputs import DecodingOptions, GenerationResult, Options, Output, Piece, Prompt, as_prompts, as_token_ids
+from cluster.outputs import (
+    DecodingOptions,
+    GenerationResult,
+    Options,
+    Output,
+    Piece,
+    Prompt,
+    as_prompts,
+    as_strategy,
+    as_token_ids,
+)
 from cluster.requests import GenerationRequest, Strategy, TokenEvent
 from cluster.router import RoundTimings, Router, RouterSettings
 from cluster.text import StreamDecoder
 from cluster.transports.in_process import InProcessContextSink, InProcessDrafter, InProcessTarget
 from cluster.transports.runner_protocols import DrafterModelRunner, TargetModelRunner
 from dflash_core.contracts import SamplingParams, TargetInfo
-from dflash_core.errors import InvalidRequest, InvalidSettings, Unavailable
+from dflash_core.errors import InvalidRequest, Unavailable
 from dflash_core.runners.settings import DrafterSettings, TargetSettings
 from dflash_core.sampling.noise import output_seed
 
@@ -70,7 +80,7 @@ class LLMInferenceEngine:
         drafter_settings: DrafterSettings | None = None,
         router_settings: RouterSettings | None = None,
     ) -> None:
-        strategy = _strategy(speculative_decoding_strategy)
+        strategy = as_strategy(speculative_decoding_strategy)
         if strategy is Strategy.NONE or drafter_model is None:
             strategy, drafter_model = Strategy.NONE, None
         # Here, since these bring torch: importing `cluster` must not.
@@ -286,16 +296,6 @@ async def _next_or_none(pieces: AsyncIterator[Piece]) -> Piece | None:
 
 async def _close(pieces: AsyncGenerator[Piece]) -> None:
     await pieces.aclose()
-
-
-def _strategy(name: str | Strategy) -> Strategy:
-    try:
-        return Strategy(name)
-    except ValueError:
-        known = ", ".join(repr(strategy.value) for strategy in Strategy)
-        raise InvalidSettings(
-            f"speculative_decoding_strategy must be one of {known}, got {name!r}", param="speculative_decoding_strategy"
-        ) from None
 
 
 def _engine_settings(settings: RouterSettings, strategy: Strategy, tree_budget: int) -> RouterSettings:

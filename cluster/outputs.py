@@ -10,10 +10,10 @@ from typing import SupportsIndex, TypedDict, cast
 import numpy as np
 from tokenizers import Tokenizer
 
-from cluster.requests import FinishReason, GenerationStatistics, TokenEvent
+from cluster.requests import FinishReason, GenerationStatistics, Strategy, TokenEvent
 from cluster.text import StreamDecoder
 from dflash_core.contracts import TokenIds
-from dflash_core.errors import InvalidRequest
+from dflash_core.errors import InvalidRequest, InvalidSettings
 
 Prompt = str | Sequence[int]
 
@@ -111,3 +111,14 @@ def as_token_ids(prompt: Prompt, tokenizer: Tokenizer) -> TokenIds:
         return np.asarray([operator.index(token_id) for token_id in prompt], dtype=np.int32)
     except (TypeError, OverflowError):
         raise InvalidRequest(f"a prompt must be a string or token ids, got {prompt!r}", param="prompt") from None
+
+
+def as_strategy(name: str | Strategy) -> Strategy:
+    """Raises `InvalidSettings` for a name that there is not."""
+    try:
+        return Strategy(name)
+    except ValueError:
+        known = ", ".join(repr(strategy.value) for strategy in Strategy)
+        raise InvalidSettings(
+            f"speculative_decoding_strategy must be one of {known}, got {name!r}", param="speculative_decoding_strategy"
+        ) from None

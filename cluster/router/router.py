@@ -15,12 +15,13 @@ import numpy as np
 from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics, TokenEvent
 from cluster.router.admission import check_request
 from cluster.router.links import DrafterLink, TargetLink
+from cluster.router.pairing import check_fits_any, check_same_model, is_paired
 from cluster.router.rounds import RoundLoop
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.timings import RoundTimings
 from dflash_core.contracts import Drafter, SequenceKey, Target, TargetInfo
-from dflash_core.errors import CheckpointMismatch, DeadlineExceeded, DFlashError, Overloaded, Unavailable
+from dflash_core.errors import DeadlineExceeded, DFlashError, Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -82,16 +83,10 @@ class Router:
         """Raises `CheckpointMismatch` where the target is not the same model as those already here."""
         link = TargetLink(target, self.settings.max_running)
         for other in self._targets.values():
-            ours, theirs = other.info, link.info
-            if (ours.weights_fingerprint, ours.vocab_size) != (theirs.weights_fingerprint, theirs.vocab_size):
-                raise CheckpointMismatch(
-                    f"target {theirs.model!r} (weights {theirs.weights_fingerprint}, vocabulary {theirs.vocab_size}) "
-                    f"is not the model served here: {ours.model!r} (weights {ours.weights_fingerprint}, "
-                    f"vocabulary {ours.vocab_size})"
-                )
+            check_same_model(other.info, link.info)
         self._targets[target] = link
         for drafter in self._drafters.values():
-            self._warn_unless_paired(link.info, drafter)
+            is_paired(link.info, drafter.info)
         rounds = RoundLoop(link, self, self.settings, self.timings)
         task = asyncio.create_task(rounds.run(), name=f"rounds of {link.info.model}")
         task.add_done_callback(partial(self._rounds_ended, link))
@@ -110,13 +105,7 @@ class Router:
     def add_drafter(self, drafter: Drafter) -> None:
         """Raises `CheckpointMismatch` when it fits none of the targets here."""
         link = DrafterLink(drafter)
-        paired = [self._warn_unless_paired(target.info, link) for target in self._targets.values()]
-        if paired and not any(paired):
-            info = next(iter(self._targets.values())).info
-            raise CheckpointMismatch(
-                f"drafter {link.info.model!r} has fc fingerprint {link.info.fingerprint!r}, "
-                f"target {info.model!r} applies {info.fc_fingerprint!r}"
-            )
+        check_fits_any([target.info for target in self._targets.values()], link.info)
         self._drafters[drafter] = link
 
     def remove_drafter(self, drafter: Drafter, reason: str = "it was removed") -> None:
@@ -306,18 +295,6 @@ class Router:
         logger.warning("drafter %r is lost with %d sequences: %s", link.address, link.num_sequences, reason)
         link.is_lost = True
         del self._drafters[link.drafter]
-
-    def _warn_unless_paired(self, target: TargetInfo, drafter: DrafterLink) -> bool:
-        if target.fc_fingerprint == drafter.info.fingerprint:
-            return True
-        logger.warning(
-            "drafter %r (fc fingerprint %r) cannot serve target %r (which applies fc %r)",
-            drafter.info.model,
-            drafter.info.fingerprint,
-            target.model,
-            target.fc_fingerprint,
-        )
-        return False
 
 
 def _finished_before(sequence: Sequence) -> FinishReason | None:
