@@ -81,6 +81,8 @@ def _deployment(kind: type, pool: PoolSettings) -> serve.Deployment:
         health_check_timeout_s=10.0,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=20.0,
+        # Discovery calls every router and drafter once a second: not worth a line each.
+        logging_config={"enable_access_log": kind is Gateway},
     )
 
 
@@ -118,11 +120,16 @@ def _command_line_options() -> dict[str, Any] | None:
 def warnings_of(settings: Settings) -> list[str]:
     """What an operator should know before clients come."""
     warnings = []
-    if os.environ.get(HA_PROXY) != "1":
+    has_ha_proxy = os.environ.get(HA_PROXY) == "1"
+    if not has_ha_proxy:
         warnings.append(
             f"{HA_PROXY}=1 is not set: with Ray Serve's default proxy about one gRPC cancellation in three is "
             "lost, and latency is higher"
         )
-    if settings.grpc_port:
-        warnings.append("no API key is set and gRPC listens on every address: whoever reaches it may use the models")
+    listening = [name for name, listens in (("HTTP", has_ha_proxy), ("gRPC", settings.grpc_port)) if listens]
+    if listening:
+        warnings.append(
+            f"no API key is set and {' and '.join(listening)} can be reached on every address of this machine: whoever "
+            "does may use the models"
+        )
     return warnings

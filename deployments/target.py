@@ -65,6 +65,4 @@ def _load(settings: TargetPoolSettings, drafter_model: str | None) -> Any:
     from dflash_core.runners.target import TargetRunner
 
     fields = {name: getattr(settings, name) for name in TargetSettings.model_fields}
-    runner = TargetRunner.load(settings.model, drafter_model, TargetSettings(**fields))
-    runner.warm_up()
-    return runner
+    return TargetRunner.load(settings.model, drafter_model, TargetSettings(**fields))

@@ -41,9 +41,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 100.0:
-            raise InvalidRequest(
-                f"temperature must lie in [0, 100], got {self.temperature}", param="temperature"
-            )
+            raise InvalidRequest(f"temperature must lie in [0, 100], got {self.temperature}", param="temperature")
         if self.top_k < 0:
             raise InvalidRequest(f"top_k must be 0 (off) or positive, got {self.top_k}", param="top_k")
         if not 0.0 < self.top_p <= 1.0:

@@ -23,8 +23,7 @@ class ClientStream(Generic[Request, Response]):
 
     def __init__(self, method: grpc.aio.StreamStreamMultiCallable[Request, Response], what: str) -> None:
         self.what = what
-        # The stubs know neither calls without an iterator nor `EOF`.
-        self._call: Any = method()  # type: ignore[call-arg]
+        self._call: Any = method()
         self._write_lock = asyncio.Lock()
 
     async def write(self, message: Request) -> None:
@@ -36,7 +35,7 @@ class ClientStream(Generic[Request, Response]):
         """None once the peer has ended the stream in good order."""
         async with self._errors():
             message: Response = await self._call.read()
-        if message is not grpc.aio.EOF:  # type: ignore[attr-defined]
+        if message is not grpc.aio.EOF:
             return message
         if await self._call.code() is not grpc.StatusCode.OK:
             raise await self._error(None)

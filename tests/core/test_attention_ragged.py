@@ -42,18 +42,10 @@ def dense_oracle(
                     batch.block_tables[s, position // KV_BLOCK_SIZE],
                     position % KV_BLOCK_SIZE,
                 )
-                if (
-                    sliding_window is None
-                    or position > batch.positions[r] - sliding_window
-                ):
-                    seen.append(
-                        (kv_pages[0, block, offset], kv_pages[1, block, offset])
-                    )
+                if sliding_window is None or position > batch.positions[r] - sliding_window:
+                    seen.append((kv_pages[0, block, offset], kv_pages[1, block, offset]))
             for k in range(start, end):
-                near = (
-                    sliding_window is None
-                    or batch.positions[k] > batch.positions[r] - sliding_window
-                )
+                near = sliding_window is None or batch.positions[k] > batch.positions[r] - sliding_window
                 if batch.first_row[k] <= r < batch.end_row[k] and near:
                     seen.append((key[k], value[k]))
             for head in range(query.shape[1]):
@@ -66,17 +58,12 @@ def dense_oracle(
     return output
 
 
-def random_tree(
-    rng: np.random.Generator, num_rows: int
-) -> tuple[np.ndarray, np.ndarray]:
+def random_tree(rng: np.random.Generator, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Depths and end rows of a random tree in preorder."""
     depths = np.zeros(num_rows, np.int32)
     for k in range(1, num_rows):
         depths[k] = rng.integers(1, depths[k - 1] + 2)
-    ends = [
-        next((j for j in range(k + 1, num_rows) if depths[j] <= depths[k]), num_rows)
-        for k in range(num_rows)
-    ]
+    ends = [next((j for j in range(k + 1, num_rows) if depths[j] <= depths[k]), num_rows) for k in range(num_rows)]
     return depths, np.array(ends, np.int32)
 
 
@@ -99,17 +86,13 @@ def random_batch(
             case "c":
                 groups.append(RowGroup.causal(num_rows, prefix_len, table))
             case "t":
-                groups.append(
-                    RowGroup.tree(*random_tree(rng, num_rows), prefix_len, table)
-                )
+                groups.append(RowGroup.tree(*random_tree(rng, num_rows), prefix_len, table))
             case _:
                 groups.append(RowGroup.bidirectional(num_rows, prefix_len, table))
     return RaggedBatch.pack(groups, KV_BLOCK_SIZE)
 
 
-def random_inputs(
-    rng: np.random.Generator, batch: RaggedBatch, num_heads: int, num_kv_heads: int
-) -> list[Tensor]:
+def random_inputs(rng: np.random.Generator, batch: RaggedBatch, num_heads: int, num_kv_heads: int) -> list[Tensor]:
     shapes = [
         (batch.num_rows, num_heads, HEAD_DIM),
         (batch.num_rows, num_kv_heads, HEAD_DIM),
@@ -134,9 +117,7 @@ def test_equals_dense_float64(
     for max_rows in (1, 9):
         batch = random_batch(rng, num_sequences, "ctb", max_rows, num_blocks=64)
         inputs = random_inputs(rng, batch, num_heads, num_kv_heads)
-        got = ragged_attention(
-            *inputs, batch, scale=0.3, sliding_window=sliding_window, softcap=softcap
-        )
+        got = ragged_attention(*inputs, batch, scale=0.3, sliding_window=sliding_window, softcap=softcap)
         expected = dense_oracle(*inputs, batch, 0.3, sliding_window, softcap)
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
 
