@@ -110,3 +110,12 @@ class DrafterLink:
         if not task.cancelled() and (error := task.exception()) is not None:
             # A drafter that is gone holds nothing; the next draft request finds out and says so.
             logger.info("drafter %r did not answer: %s", self.address, error)
+
+    async def close(self, timeout_s: float = 1.0) -> None:
+        """Lets releases that are on their way arrive, and gives up those that take longer."""
+        self._flush()
+        if self._unawaited:
+            _, late = await asyncio.wait(self._unawaited, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)

@@ -170,6 +170,7 @@ class Router:
         for link in list(self._targets.values()):
             self._forget_target(link)
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(drafter.close() for drafter in self._drafters.values()))
 
     # --- sequences: RoundHost
 
