@@ -36,7 +36,7 @@ The drafter learns from the target's own continuations of excerpts of 24 to 80 t
 
 Target: {target_recipe}.
 
-Drafter: {drafter_recipe}. A slot's weight falls with its depth, exp(−(k − 1)/γ). On greedy continuations the label is the token that the target wrote, elsewhere the target's whole next-token distribution.
+Drafter: {drafter_recipe}. A slot's weight falls with its depth, exp(−(k − 1)/γ). On greedy continuations the label is the token that the target wrote, elsewhere the target's whole next-token distribution. The first 400 steps of the drafter shipped here drew a quarter of their sequences from the corpus.
 
 ## What it gives
 
