@@ -28,7 +28,10 @@ def generate(output: Path) -> None:
 def run_protoc(sources: list[Path], *outputs: str) -> None:
     well_known = files("grpc_tools") / "_proto"
     names = [path.relative_to(ROOT).as_posix() for path in sources]
-    status = protoc.main(["protoc", f"-I{ROOT}", f"-I{well_known}", *outputs, *names])
+    # The plugins lie beside the interpreter, which need not be on the PATH.
+    tools = Path(sys.executable).parent
+    plugins = [f"--plugin={name}={tools / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
+    status = protoc.main(["protoc", f"-I{ROOT}", f"-I{well_known}", *plugins, *outputs, *names])
     if status != 0:
         raise RuntimeError(f"protoc ended with status {status}")
 
