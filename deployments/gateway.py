@@ -66,7 +66,7 @@ class Gateway:
         self._pool = RouterPool(failover_timeout_s)
         self._targets = targets
         self._drafter_model = drafter_model
-        self._service = GenerationService(self._pool, tokenizer, model_name, limits)
+        self._service = GenerationService(self._pool, tokenizer, model_name, limits, failover_timeout_s)
         self._discovery = asyncio.create_task(watch_endpoints(routers, self._pool.set_endpoints))
 
     def __serve_build_asgi_app__(self) -> FastAPI:

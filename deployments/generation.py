@@ -26,6 +26,7 @@ from dflash_core.errors import InvalidRequest, PromptTooLong, Unavailable, Unkno
 from dflash_core.sampling.noise import output_seed
 
 CONTEXT_TOKENS = 16  # of the prompt, more than decoders look back
+FIRST_TARGET_POLL_S = 0.05
 LONG_TEXT_CHARS = 4096  # from here on a text is tokenised on a thread, so that other streams go on
 
 
@@ -70,8 +71,17 @@ class _Queue:
 class GenerationService:
     """Everything the gateway does with a request, apart from the protocol."""
 
-    def __init__(self, routers: Routers, tokenizer: Tokenizer, model_name: str, limits: LimitSettings) -> None:
+    def __init__(
+        self,
+        routers: Routers,
+        tokenizer: Tokenizer,
+        model_name: str,
+        limits: LimitSettings,
+        first_target_timeout_s: float = 0.0,
+    ) -> None:
+        """`first_target_timeout_s`: how long a request waits for the first target, while the application starts."""
         self.routers = routers
+        self._first_target_timeout_s = first_target_timeout_s
         self.tokenizer = tokenizer
         self.model_name = model_name
         self.limits = limits
@@ -176,9 +186,7 @@ class GenerationService:
             raise InvalidRequest(
                 f"tree_budget must be at most {self.limits.max_tree_budget}, got {job.tree_budget}", param="tree_budget"
             )
-        info = self.target_info
-        if info is None:
-            raise Unavailable("no target has been connected yet: the application is starting")
+        info = await self._first_target()
         prompts = [await self._tokenize(prompt) for prompt in job.prompts]
         for prompt in prompts:
             self._check_prompt(prompt, job.max_tokens, info)
@@ -197,6 +205,14 @@ class GenerationService:
             for prompt_index, prompt in enumerate(prompts)
             for choice_index in range(job.num_choices)
         ]
+
+    async def _first_target(self) -> TargetInfo:
+        deadline = time.monotonic() + self._first_target_timeout_s
+        while (info := self.target_info) is None:
+            if time.monotonic() >= deadline:
+                raise Unavailable("no target has been connected yet: the application is starting")
+            await asyncio.sleep(FIRST_TARGET_POLL_S)
+        return info
 
     async def _tokenize(self, prompt: str | list[int]) -> TokenIds:
         if isinstance(prompt, str):
