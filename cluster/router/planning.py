@@ -19,10 +19,6 @@ class RoundPlan:
     sequences: tuple[Sequence, ...]
 
     @property
-    def has_rows(self) -> bool:
-        return bool(self.sequences)
-
-    @property
     def is_empty(self) -> bool:
         return not (self.sequences or self.request.releases or self.request.refills)
 
