@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from dflash_core.attention.batch import RaggedBatch
+from dflash_core.attention.cpu_gather import gather
 from dflash_core.attention.padding import PaddedGroup, padded_groups
 
 
@@ -41,23 +42,13 @@ def ragged_attention(
         return _attend(query, key, value, kv_pages, groups[0], scale, sliding_window, softcap)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for group in groups:
-        rows = group.rows
-        output[rows] = _attend(
-            query[rows],
-            key[rows],
-            value[rows],
-            kv_pages,
-            group,
-            scale,
-            sliding_window,
-            softcap,
-        )
+        output[group.rows] = _attend(query[group.rows], key, value, kv_pages, group, scale, sliding_window, softcap)
     return output
 
 
 def _attend(
     query: Tensor,  # [group rows, num_heads, head_dim]
-    key: Tensor,  # [group rows, num_kv_heads, head_dim]
+    key: Tensor,  # [num_rows, num_kv_heads, head_dim]
     value: Tensor,
     kv_pages: Tensor,
     group: PaddedGroup,
@@ -66,14 +57,11 @@ def _attend(
     softcap: float | None,
 ) -> Tensor:
     _, num_heads, head_dim = query.shape
-    num_sequences, num_kv_heads = group.num_sequences, key.shape[1]
-
-    gathered = kv_pages.flatten(1, 2).index_select(1, group.slots)  # [2, num_sequences · max_keys, kv heads, dim]
-    keys, values = gathered.unbind(0)
-    keys[group.inflight_cells] = key
-    values[group.inflight_cells] = value
-    dense = gathered.view(2, num_sequences, group.max_keys, num_kv_heads, head_dim).transpose(2, 3)
-    keys, values = dense.unbind(0)  # [num_sequences, num_kv_heads, max_keys, head_dim]
+    num_sequences = group.num_sequences
+    if kv_pages.device.type == "cpu" and kv_pages.dtype == torch.float32:
+        keys, values = gather(key, value, kv_pages, group.batch, group.sequences, group.max_keys)
+    else:
+        keys, values = _gather(key[group.rows], value[group.rows], kv_pages, group)
 
     if group.row_cells is not None:
         padded = query.new_zeros(num_sequences * group.max_rows, num_heads, head_dim)
@@ -87,6 +75,18 @@ def _attend(
         output = _softcapped(queries, keys, values, mask, scale, softcap)
     output = output.transpose(1, 2).reshape(num_sequences * group.max_rows, num_heads, head_dim)
     return output if group.row_cells is None else output.index_select(0, group.row_cells)
+
+
+def _gather(key: Tensor, value: Tensor, kv_pages: Tensor, group: PaddedGroup) -> tuple[Tensor, Tensor]:
+    """Keys and values `[num_sequences, num_kv_heads, max_keys, head_dim]` of a group, whose rows' own are given."""
+    _, num_kv_heads, head_dim = key.shape
+    gathered = kv_pages.flatten(1, 2).index_select(1, group.slots)  # [2, num_sequences · max_keys, kv heads, dim]
+    keys, values = gathered.unbind(0)
+    keys[group.inflight_cells] = key
+    values[group.inflight_cells] = value
+    dense = gathered.view(2, group.num_sequences, group.max_keys, num_kv_heads, head_dim).transpose(2, 3)
+    keys, values = dense.unbind(0)
+    return keys, values
 
 
 def _softcapped(

@@ -26,14 +26,14 @@ class CpuRMSNorm(nn.Module):
         super().__init__()
         self.weight = weight
         self._weight = weight.detach().numpy()  # the same memory
-        self._eps = np.float32(eps)
+        self.eps = np.float32(eps)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """fp32 `[..., size]` in and out."""
         hidden = hidden.detach().contiguous()
         output = torch.empty_like(hidden)
         size = len(self._weight)
-        _rms_norm(hidden.view(-1, size).numpy(), self._weight, self._eps, output.view(-1, size).numpy())
+        _rms_norm(hidden.view(-1, size).numpy(), self._weight, self.eps, output.view(-1, size).numpy())
         return output
 
 
@@ -59,12 +59,12 @@ def _is_same(module: nn.Module, fused: CpuRMSNorm, size: int) -> bool:
     return torch.allclose(module(sample), fused(sample), rtol=1e-5, atol=1e-6)
 
 
-def _jit(function: _Function) -> _Function:
+def fast_jit(function: _Function) -> _Function:
     """Compiled with sums in any order, which lets them run in vector registers."""
     return cast(_Function, numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})(function))
 
 
-@_jit
+@fast_jit
 def _rms_norm(
     hidden: npt.NDArray[np.float32],  # [num_rows, size]
     weight: npt.NDArray[np.float32],  # [size]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from dflash_core.attention.registration import PAGED_TREE, PagedStep, register_paged_tree
 from dflash_core.cache.pools import KvShape
 from dflash_core.errors import UnsupportedModel
+from dflash_core.models.cpu_layers import fuse_layers
 from dflash_core.models.cpu_norms import fuse_norms
 from dflash_core.models.target_support import check_supported
 
@@ -32,7 +33,9 @@ class TargetModel:
         register_paged_tree()
         model.eval().requires_grad_(False)
         model.set_attn_implementation(PAGED_TREE)
+        self._fingerprint = _fingerprint(model)  # before anything is replaced, which depends on the device
         fuse_norms(model)
+        fuse_layers(model)
         self.model = model
         self.hidden_size: int = config.hidden_size
         self.num_layers: int = config.num_hidden_layers
@@ -75,14 +78,8 @@ class TargetModel:
         return self._captured.index_select(0, rows).flatten(1)
 
     def fingerprint(self) -> str:
-        """A hash of every tensor's name, shape, dtype and some of its values."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            flat = tensor.detach().reshape(-1)
-            stride = max(1, flat.numel() * flat.element_size() // _SAMPLED_BYTES)
-            digest.update(flat[::stride].contiguous().cpu().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """A hash of every tensor's name, shape, dtype and some of its values, as loaded."""
+        return self._fingerprint
 
     def _hook(self, target_layer_ids: Sequence[int]) -> None:
         """Copies into a static buffer: a hook's output is not kept by a compiled or graph-captured forward."""
@@ -94,6 +91,16 @@ class TargetModel:
         for place, layer_id in enumerate(target_layer_ids):
             module = norm if layer_id == len(layers) - 1 else layers[layer_id]
             module.register_forward_hook(_copy_into(self._captured[:, place]))
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().reshape(-1)
+        stride = max(1, flat.numel() * flat.element_size() // _SAMPLED_BYTES)
+        digest.update(flat[::stride].contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _copy_into(buffer: Tensor) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:

@@ -12,7 +12,7 @@ from dflash_core.attention import RaggedBatch, RowGroup, ragged_attention
 from dflash_core.contracts import ContextAck, ContextChunk, Draft, DraftBlock, DrafterInfo, SamplingParams, SequenceKey
 from dflash_core.errors import ProtocolError
 from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
-from dflash_core.models.cpu_norms import fuse_norms
+from dflash_core.models.cpu_drafter import fuse_drafter
 from dflash_core.models.drafter import DFlashDrafter
 from dflash_core.models.drafter_config import DrafterConfig
 from dflash_core.models.drafter_files import load_drafter
@@ -74,7 +74,7 @@ class DrafterRunner:
         )
         shared = EmbeddingAndHead.load(target_folder, target_config, dtype, device)
         model = load_drafter(folder, dtype, device)
-        fuse_norms(model)
+        fuse_drafter(model)
         runner = cls(model, shared, settings, info)
         runner.warm_up()
         return runner
