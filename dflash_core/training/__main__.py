@@ -29,8 +29,9 @@ def target(work: Work = Path("training"), steps: int = 540, seed: Seed = 0, thre
 @app.command()
 def drafter(
     work: Work = Path("training"),
-    steps: int = 800,
-    batches: Annotated[int, typer.Option(help="Batches of continuations to train on.")] = 80,
+    steps: int = 3000,
+    batches: Annotated[int, typer.Option(help="Batches of continuations to train on.")] = 160,
+    start: Annotated[Path | None, typer.Option(help="Start from the drafter in this folder.")] = None,
     seed: Seed = 0,
     threads: Threads = 2,
 ) -> None:
@@ -39,7 +40,7 @@ def drafter(
 
     torch.set_num_threads(threads)
     recipe = continuations.ContinuationRecipe(num_batches=batches, seed=seed)
-    held_out = replace(recipe, num_batches=10)
+    held_out = replace(recipe, num_batches=6)
     for tokens, shards, wanted in (
         ("train.npy", "continuations", recipe),
         ("held_out.npy", "held_out_continuations", held_out),
@@ -52,6 +53,7 @@ def drafter(
         np.load(work / "train.npy"),
         drafter.DrafterRecipe(steps=steps, seed=seed),
         work,
+        start,
     )
     print(f"saved in {folder}")
 

@@ -13,12 +13,14 @@ import torch
 from rich.progress import track
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from dflash_core.training.tokenizer import END_OF_TEXT_ID
+
 
 @dataclass(frozen=True)
 class ContinuationRecipe:
     """`num_batches` shards of `batch_size` sequences of `length` tokens, prompt included."""
 
-    num_batches: int = 120
+    num_batches: int = 160
     batch_size: int = 64
     length: int = 256
     shortest_prompt: int = 24
@@ -42,9 +44,11 @@ def write_shards(
     worker: int = 0,
     num_workers: int = 1,
 ) -> None:
-    """Writes the shards of `worker` that are not there yet; prompts are windows of `tokens`.
+    """Writes the shards of `worker` that are not there yet; prompts are excerpts of `tokens`.
 
-    A shard's content follows from the recipe's seed and the shard's number alone.
+    Each prompt is from another random file, at a random place in it: a few large files, which hold tables and long
+    lists of tests, would else be most of what a drafter sees. A shard's content follows from the recipe's seed and
+    the shard's number alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
@@ -102,6 +106,17 @@ def _shard(folder: Path, index: int) -> Path:
     return folder / f"{index:05d}.npz"
 
 
+def _prompt_starts(
+    rng: np.random.Generator, tokens: npt.NDArray[np.uint16], prompt_len: int, count: int
+) -> npt.NDArray[np.int64]:
+    """Where `count` prompts of `prompt_len` tokens start: a file first, each as likely, then a place inside it."""
+    bounds = np.append(np.flatnonzero(tokens == END_OF_TEXT_ID), len(tokens))
+    long_enough = np.flatnonzero(np.diff(bounds) > prompt_len)
+    files = rng.choice(long_enough, count)
+    starts: npt.NDArray[np.int64] = bounds[files] + rng.integers(1, bounds[files + 1] - bounds[files] - prompt_len + 1)
+    return starts
+
+
 @torch.inference_mode()
 def _continue(
     model: PreTrainedModel, tokens: npt.NDArray[np.uint16], recipe: ContinuationRecipe, index: int
@@ -110,7 +125,7 @@ def _continue(
     rng = np.random.default_rng([recipe.seed, index])
     torch.manual_seed(int(rng.integers(2**31)))
     prompt_len = int(rng.integers(recipe.shortest_prompt, recipe.longest_prompt + 1))
-    starts = rng.integers(0, len(tokens) - prompt_len, recipe.batch_size)
+    starts = _prompt_starts(rng, tokens, prompt_len, recipe.batch_size)
     prompts = np.stack([tokens[s : s + prompt_len] for s in starts]).astype(np.int64)
     greedy = index % 10 < round(10 * recipe.greedy_fraction)
     config = GenerationConfig(

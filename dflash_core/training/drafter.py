@@ -1,15 +1,17 @@
 """Trains a DFlash drafter for a target (arXiv 2602.06036, section 4), on what the target itself writes.
 
 Per sequence, random anchors: the block [token at the anchor, MASK, …] sees the context features of the positions
-before its anchor and itself. Two departures from the paper, both because a drafter is judged by decoding:
+before its anchor and itself. Three departures from the paper, all because a drafter is judged by decoding:
 - most sequences are the target's own continuations, and anchors lie where the target wrote;
 - on sampled text and on the corpus, the label is the target's whole next-token distribution, not the one token that
-  happened to follow: the same expectation with less noise. Greedy continuations keep their tokens as labels.
+  happened to follow: the same expectation with less noise. Greedy continuations keep their tokens as labels;
+- slots and roots weigh as much as they matter for the number of rounds (`round_weights`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,12 +20,13 @@ import numpy.typing as npt
 import torch
 from rich.progress import track
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dflash_core.models.drafter import DFlashDrafter
 from dflash_core.models.drafter_config import DrafterConfig, LayerAttention
-from dflash_core.models.drafter_files import save_drafter
+from dflash_core.models.drafter_files import load_drafter, save_drafter
+from dflash_core.training.acceptance import decoded_acceptance_length
+from dflash_core.training.block_loss import BlockLoss, target_states
 from dflash_core.training.continuations import Continuations
 from dflash_core.training.loop import LoopSettings, train
 
@@ -36,14 +39,14 @@ class DrafterRecipe:
 
     draft_block_size: int = 8
     num_layers: int = 2
+    intermediate_size: int = 1152  # of the MLP
     target_layer_ids: tuple[int, ...] = (2, 5, 8, 10)
     mask_token_id: int = 1
     sequences_per_micro_batch: int = 4
     micro_batches: int = 4
     anchors_per_sequence: int = 48
-    corpus_fraction: float = 0.1  # the rest are continuations
-    gamma: float = 4.0  # slot k weighs exp(−(k − 1) / gamma)
-    steps: int = 800
+    corpus_fraction: float = 0.05  # the rest are continuations
+    steps: int = 3000
     learning_rate: float = 3e-3
     seed: int = 0
     compiled: bool = True  # by torch.compile: a minute at the start
@@ -129,100 +132,13 @@ def _target_states(target: PreTrainedModel, token_ids: Tensor, layer_ids: tuple[
     return states
 
 
-def target_states(target: PreTrainedModel, token_ids: Tensor, layer_ids: tuple[int, ...]) -> Tensor:
-    """As the target computes them: `[batch, length, (num_captured + 1) · hidden]`."""
-    output = target(input_ids=token_ids, output_hidden_states=True, use_cache=False, logits_to_keep=1)
-    return torch.cat([*(output.hidden_states[i + 1] for i in layer_ids), output.hidden_states[-1]], -1)
-
-
-class BlockLoss(nn.Module):
-    """Target and drafter together: the drafter's loss on a batch. The target is frozen."""
-
-    slot_weights: Tensor  # [depth]
-
-    def __init__(self, target: PreTrainedModel, drafter: DFlashDrafter, gamma: float) -> None:
-        super().__init__()
-        self.target = target.requires_grad_(False).eval()
-        self.drafter = drafter
-        depth = torch.arange(drafter.config.depth)
-        self.register_buffer("slot_weights", torch.exp(-depth / gamma), persistent=False)
-
-    def forward(
-        self, token_ids: Tensor, anchors: Tensor, is_greedy: Tensor, raw_features: Tensor, final_hidden: Tensor
-    ) -> Tensor:
-        """The mean loss of a `Batch`'s predicted slots, weighted by slot."""
-        logits = self.draft_logits(token_ids, anchors, raw_features)  # [batch, anchors, depth, vocab]
-        positions, inside = self._predicted_positions(anchors, token_ids.shape[1])
-        rows = torch.arange(len(token_ids), device=token_ids.device)[:, None, None]
-        written = F.cross_entropy(logits.flatten(0, 2), token_ids[rows, positions].flatten(), reduction="none")
-        with torch.no_grad():
-            target_probs = self.target.get_output_embeddings()(final_hidden).softmax(-1)[rows, positions - 1]
-        expected = torch.logsumexp(logits, -1) - (target_probs * logits).sum(-1)
-        loss = torch.where(is_greedy[:, None, None], written.view_as(expected), expected)
-        weights = inside * self.slot_weights
-        return (loss * weights).sum() / weights.sum()
-
-    def draft_logits(self, token_ids: Tensor, anchors: Tensor, raw_features: Tensor) -> Tensor:
-        """`[batch, num_anchors, depth, vocab]` of the blocks at the anchors."""
-        config = self.drafter.config
-        batch, num_anchors = anchors.shape
-        length, size = token_ids.shape[1], config.draft_block_size
-        context = self.drafter.project_context(raw_features)  # [batch, length, hidden]
-        context_kv = self.drafter.context_kv(context, torch.arange(length, device=token_ids.device)[None])
-        slots = torch.arange(size, device=token_ids.device)
-        positions = (anchors[..., None] + slots).flatten(1)  # [batch, rows]
-        block = torch.full((batch, num_anchors, size), config.mask_token_id, device=token_ids.device)
-        block[..., 0] = token_ids.gather(1, anchors)
-        visible = self._visible(anchors, length)
-
-        def attend(layer_idx: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            context_key, context_value = context_kv[layer_idx]
-            keys = torch.cat([context_key, key], 1).transpose(1, 2)
-            values = torch.cat([context_value, value], 1).transpose(1, 2)
-            output = F.scaled_dot_product_attention(
-                query.transpose(1, 2), keys, values, attn_mask=visible, enable_gqa=True
-            )
-            return output.transpose(1, 2)
-
-        embeds = self.target.get_input_embeddings()(block.flatten(1))
-        hidden = self.drafter(embeds, positions, attend).view(batch, num_anchors, size, -1)
-        logits: Tensor = self.target.get_output_embeddings()(hidden[:, :, 1:])
-        return logits
-
-    def _predicted_positions(self, anchors: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Positions `[batch, anchors, depth]` that slots 1, 2, … predict, and which lie inside the sequence."""
-        depth = torch.arange(1, self.drafter.config.draft_block_size, device=anchors.device)
-        positions = anchors[..., None] + depth
-        return positions.clamp(max=length - 1), positions < length
-
-    def _visible(self, anchors: Tensor, length: int) -> Tensor:
-        """`[batch, 1, rows, length + rows]`: the context strictly before the anchor, and the row's own block."""
-        size = self.drafter.config.draft_block_size
-        of_row = anchors.repeat_interleave(size, 1)  # [batch, rows]
-        context = torch.arange(length, device=anchors.device)[None, None] < of_row[..., None]
-        block = torch.arange(of_row.shape[1], device=anchors.device) // size
-        same = (block[:, None] == block[None]).expand(len(anchors), -1, -1)
-        return torch.cat([context, same], -1)[:, None]
-
-    @torch.no_grad()
-    def chain_acceptance_length(self, token_ids: Tensor, anchors: Tensor) -> Tensor:
-        """`[batch, anchors]` tokens per round of a greedy chain at these roots, on greedy continuations:
-        the drafted tokens up to the first that the target did not write, and the bonus token."""
-        layer_ids = self.drafter.config.target_layer_ids
-        raw_features = target_states(self.target, token_ids, layer_ids)[..., : -self.drafter.config.hidden_size]
-        drafted = self.draft_logits(token_ids, anchors, raw_features).argmax(-1)
-        positions, inside = self._predicted_positions(anchors, token_ids.shape[1])
-        written = token_ids[torch.arange(len(token_ids))[:, None, None], positions]
-        return ((drafted == written) & inside).cumprod(-1).sum(-1) + 1
-
-
 def drafter_config(target: PreTrainedModel, recipe: DrafterRecipe) -> DrafterConfig:
     """A drafter of the target's own width."""
     config = target.config
     return DrafterConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
+        intermediate_size=recipe.intermediate_size,
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
@@ -244,13 +160,24 @@ def run(
     corpus: npt.NDArray[np.uint16],
     recipe: DrafterRecipe,
     work: Path,
+    start: Path | None = None,
 ) -> Path:
-    """Trains in `work`, resuming where it stopped; returns the folder with the finished drafter."""
+    """Trains in `work`, resuming where it stopped; returns the folder with the finished drafter.
+
+    It starts from the drafter in the folder `start`, or else from the target's last layers.
+    """
     torch.manual_seed(recipe.seed)
     target = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
     drafter = DFlashDrafter(drafter_config(target, recipe))
-    _start_from_target(drafter, target)
-    block_loss = BlockLoss(target, drafter, recipe.gamma)
+    if start is None:
+        decoder = target.get_decoder()
+        start_from(drafter, decoder.layers[-len(drafter.layers) :], decoder.norm)
+    else:
+        trained = load_drafter(start)
+        start_from(drafter, trained.layers, trained.norm)
+        drafter.fc.load_state_dict(trained.fc.state_dict())
+        drafter.hidden_norm.load_state_dict(trained.hidden_norm.state_dict())
+    block_loss = BlockLoss(target, drafter)
     forward = torch.compile(block_loss, dynamic=False) if recipe.compiled else block_loss
     sequences = Sequences(target, continuations, corpus, recipe)
 
@@ -261,8 +188,8 @@ def run(
 
     settings = LoopSettings(recipe.steps, recipe.micro_batches, recipe.learning_rate)
     train(block_loss, loss_of, settings, work / "drafter.pt", "drafter")
-    acceptance = held_out_acceptance(block_loss, held_out)
-    print(f"held-out greedy chain acceptance length, teacher-forced: {acceptance:.3f}")
+    acceptance = decoded_acceptance_length(block_loss, held_out)
+    print(f"held-out greedy chain acceptance length: {acceptance:.3f}")
     folder = work / "drafter"
     save_drafter(drafter, folder)
     report = {"recipe": asdict(recipe), "sequences": len(continuations.token_ids), "held_out_acceptance": acceptance}
@@ -270,21 +197,19 @@ def run(
     return folder
 
 
-def held_out_acceptance(block_loss: BlockLoss, held_out: Continuations) -> float:
-    """Mean greedy chain acceptance length over the roots of greedy held-out continuations that see a whole block."""
-    size = block_loss.drafter.config.draft_block_size
-    lengths = []
-    for row, prompt_len in zip(
-        held_out.token_ids[held_out.is_greedy], held_out.prompt_lens[held_out.is_greedy], strict=True
-    ):
-        anchors = torch.arange(int(prompt_len), len(row) - size + 1)[None]
-        lengths.append(block_loss.chain_acceptance_length(torch.from_numpy(row.astype(np.int64))[None], anchors))
-    return float(torch.cat([length.flatten() for length in lengths]).float().mean())
+def start_from(drafter: DFlashDrafter, layers: Iterable[nn.Module], norm: nn.Module) -> None:
+    """Copies trained decoder layers and their final norm, whose output the head can already read.
 
-
-def _start_from_target(drafter: DFlashDrafter, target: PreTrainedModel) -> None:
-    """Copies the target's last layers and final norm: the head already reads what they write."""
-    decoder = target.get_decoder()
-    for layer, source in zip(drafter.layers, decoder.layers[-len(drafter.layers) :], strict=True):
-        layer.load_state_dict(source.state_dict())
-    drafter.norm.load_state_dict(decoder.norm.state_dict())
+    Where the drafter's MLP is wider than theirs, what is new starts at random and adds nothing at first.
+    """
+    for layer, source in zip(drafter.layers, layers, strict=True):
+        wanted = layer.state_dict()
+        for name, tensor in source.state_dict().items():
+            if tensor.shape != wanted[name].shape:
+                narrow, tensor = tensor, wanted[name]
+                if narrow.shape[0] == tensor.shape[0]:
+                    tensor[:, narrow.shape[1] :] = 0.0
+                tensor[: narrow.shape[0], : narrow.shape[1]] = narrow
+            wanted[name] = tensor
+        layer.load_state_dict(wanted)
+    drafter.norm.load_state_dict(norm.state_dict())

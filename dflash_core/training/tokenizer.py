@@ -10,12 +10,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from dflash_core.training.corpus import END_OF_TEXT, MASK
 
+END_OF_TEXT_ID = 0
+
 # A new line with its indentation, a word, one digit, a run of punctuation, other blanks.
 _PATTERN = Regex(r"\n[ ]*|[ ]?[A-Za-z]+|[ ]?[0-9]|[ ]?[^\sA-Za-z0-9]+|\s+")
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE of `vocab_size` tokens; ids 0 and 1 are end-of-text and the drafter's mask."""
+    """Byte-level BPE of `vocab_size` tokens; ids 0 (`END_OF_TEXT_ID`) and 1 are end-of-text and the drafter's mask."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -9,20 +9,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from dflash_core.models.drafter import DFlashDrafter
 from dflash_core.models.drafter_files import load_drafter
 from dflash_core.training import drafter as drafter_training
-from dflash_core.training.continuations import ContinuationRecipe, read_shards, write_shards
+from dflash_core.training.acceptance import chain_acceptance_length, decoded_acceptance_length, walk
+from dflash_core.training.block_loss import BlockLoss, round_weights, target_states
+from dflash_core.training.continuations import ContinuationRecipe, Continuations, read_shards, write_shards
 from dflash_core.training.corpus import SourceFile, standard_library
-from dflash_core.training.drafter import BlockLoss, DrafterRecipe, drafter_config, target_states
+from dflash_core.training.drafter import DrafterRecipe, drafter_config, start_from
 from dflash_core.training.target import TargetRecipe
 from dflash_core.training.target import run as train_target
 
 VOCAB = 50
-RECIPE = DrafterRecipe(draft_block_size=4, target_layer_ids=(0, 2), gamma=3.0)
+RECIPE = DrafterRecipe(draft_block_size=4, intermediate_size=64, target_layer_ids=(0, 2))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def block_loss() -> BlockLoss:
         tie_word_embeddings=True,
     )
     target = Qwen3ForCausalLM(config)
-    return BlockLoss(target, DFlashDrafter(drafter_config(target, RECIPE)), RECIPE.gamma)
+    return BlockLoss(target, DFlashDrafter(drafter_config(target, RECIPE)))
 
 
 def _tokens(seed: int, length: int = 20) -> torch.Tensor:
@@ -58,28 +59,66 @@ def test_loss_equals_a_loop_over_blocks_and_slots(block_loss: BlockLoss) -> None
     is_greedy = torch.tensor([True, False])
     with torch.no_grad():
         raw_features, final_hidden = _states(block_loss, token_ids)
-        target_logits = block_loss.target(input_ids=token_ids).logits
+        target_logs = block_loss.target(input_ids=token_ids).logits.log_softmax(-1)
         total, weight_sum = 0.0, 0.0
         for row in range(2):
             for anchor in anchors[row].tolist():
                 # A block alone, with a context that simply ends before its root.
-                logits = block_loss.draft_logits(
+                logs = block_loss.draft_logits(
                     token_ids[row : row + 1, : anchor + 1],
                     torch.tensor([[anchor]]),
                     raw_features[row : row + 1, : anchor + 1],
-                )[0, 0]
+                )[0, 0].log_softmax(-1)
+                losses, divergences = [], []
                 for slot in range(1, RECIPE.draft_block_size):
-                    if anchor + slot >= token_ids.shape[1]:
-                        continue
-                    weight = np.exp(-(slot - 1) / RECIPE.gamma)
-                    if is_greedy[row]:
-                        loss = F.cross_entropy(logits[slot - 1], token_ids[row, anchor + slot])
-                    else:
-                        loss = F.cross_entropy(logits[slot - 1], target_logits[row, anchor + slot - 1].softmax(-1))
-                    total += weight * float(loss)
-                    weight_sum += weight
+                    position = min(anchor + slot, token_ids.shape[1] - 1)
+                    said = target_logs[row, position - 1]
+                    losses.append(-logs[slot - 1, token_ids[row, position]])
+                    divergences.append(losses[-1])
+                    if not is_greedy[row]:
+                        losses[-1] = -(said.exp() * logs[slot - 1]).sum()
+                        divergences[-1] = (said.exp() * (said - logs[slot - 1])).sum()
+                weights = round_weights(torch.stack(divergences))
+                for slot, loss in enumerate(losses, start=1):
+                    if anchor + slot < token_ids.shape[1]:
+                        total += float(weights[slot - 1] * loss)
+                        weight_sum += float(weights[slot - 1])
         loss = block_loss(token_ids, anchors, is_greedy, raw_features, final_hidden)
         assert float(loss) == pytest.approx(total / weight_sum, rel=1e-5)
+
+
+def test_a_slot_weighs_as_often_as_its_round_is_met_and_gets_there() -> None:
+    certain, hopeless = torch.zeros(1, 3), torch.full((1, 3), 50.0)
+    assert torch.equal(round_weights(certain), torch.full((1, 3), 1 / 4))  # one root in four, every slot reached
+    torch.testing.assert_close(round_weights(hopeless), torch.tensor([[1.0, 0.0, 0.0]]))
+    # Slot 1 right every other time: 1 + 1/2 + 1/2 + 1/2 tokens, and slots 2 and 3 count √½ of slot 1.
+    weights = round_weights(torch.tensor([[float(np.log(2)), 0.0, 0.0]]))
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 0.5**0.5, 0.5**0.5]]) / 2.5)
+
+
+def test_acceptance_is_that_of_the_rounds_which_decoding_meets(block_loss: BlockLoss) -> None:
+    assert walk(torch.tensor([2, 9, 1, 3])) == [2, 1, 3]
+    target, width = block_loss.target, RECIPE.draft_block_size
+    prompt = _tokens(5, 6)[:1]
+    config = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
+    row = target.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+    held_out = Continuations(row.numpy().astype(np.uint16), np.array([6], np.int32), np.array([True]))
+    rounds, root = [], 6
+    while root <= row.shape[1] - width:
+        rounds.append(int(chain_acceptance_length(block_loss, row[:, : root + width], torch.tensor([[root]]))))
+        root += rounds[-1]
+    assert decoded_acceptance_length(block_loss, held_out) == pytest.approx(np.mean(rounds))
+
+
+def test_layers_that_a_drafter_starts_from_compute_the_same_in_a_wider_one(block_loss: BlockLoss) -> None:
+    target = block_loss.target
+    drafter = DFlashDrafter(drafter_config(target, RECIPE))
+    layers = target.get_decoder().layers[-2:]
+    start_from(drafter, layers, target.get_decoder().norm)
+    hidden = torch.randn(3, 32)
+    for layer, source in zip(drafter.layers, layers, strict=True):
+        assert layer.mlp.gate_proj.weight.shape[0] == 64
+        torch.testing.assert_close(layer.mlp(hidden), source.mlp(hidden))
 
 
 def test_a_block_sees_its_root_and_nothing_after_it(block_loss: BlockLoss) -> None:
