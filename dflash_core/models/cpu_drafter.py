@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dflash_core.models.cpu_layers import CpuHeads, CpuLinear, fuse_layers, has_plain_heads
+from dflash_core.models.cpu_layers import CpuHeads, fuse_layers, has_plain_heads
+from dflash_core.models.cpu_linear import CpuLinear
 from dflash_core.models.cpu_norms import fuse_norms
 from dflash_core.models.drafter import Attend, DFlashAttention, DFlashDrafter
 
@@ -16,7 +17,7 @@ class CpuDFlashAttention(nn.Module):
         super().__init__()
         self.layer_idx = attention.layer_idx
         self.heads = CpuHeads(attention)
-        self.output = CpuLinear(attention.o_proj)
+        self.output = CpuLinear(attention.o_proj.weight)
 
     def key_value(self, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """As `DFlashAttention.key_value`, `[tokens, hidden]`."""

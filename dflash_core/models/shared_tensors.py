@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dflash_core.errors import CheckpointMismatch
 from dflash_core.models.checkpoints import TargetConfig
+from dflash_core.models.cpu_linear import CpuLinear
 from dflash_core.models.drafter_files import CONTEXT_PROJECTION_NAMES
 from dflash_core.models.tensor_files import read_tensors, tensor_files
 
@@ -26,6 +27,7 @@ class EmbeddingAndHead:
     head_bias: Tensor | None  # [vocab_size]
     embedding_scale: Tensor | None  # scalar in the embedding's dtype, as the target itself rounds it
     logit_softcap: float | None
+    cpu_head: CpuLinear | None = None  # the head again, where it is faster
 
     @classmethod
     def load(
@@ -53,10 +55,13 @@ class EmbeddingAndHead:
                 )
         tensors = {name: tensor.to(device, dtype) for name, tensor in stored.items()}
         embedding = tensors[embedding_name]
+        head = embedding if head_name is None else tensors[head_name]
+        is_on_cpu = head.device.type == "cpu" and dtype == torch.float32
         return cls(
             embedding=embedding,
-            head=embedding if head_name is None else tensors[head_name],
+            head=head,
             head_bias=None if bias_name is None else tensors[bias_name],
+            cpu_head=CpuLinear(head) if is_on_cpu and bias_name is None else None,
             embedding_scale=None if config.embedding_scale == 1.0 else embedding.new_tensor(config.embedding_scale),
             logit_softcap=config.logit_softcap,
         )
@@ -68,7 +73,8 @@ class EmbeddingAndHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` to `[..., vocab_size]`."""
-        logits = F.linear(hidden, self.head, self.head_bias)
+        linear = self.cpu_head
+        logits: Tensor = F.linear(hidden, self.head, self.head_bias) if linear is None else linear(hidden)
         return logits if self.logit_softcap is None else torch.tanh(logits / self.logit_softcap) * self.logit_softcap
 
 
