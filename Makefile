@@ -20,7 +20,8 @@ help: ## Lists the targets
 
 .PHONY: serve
 serve: $(RUNTIME) ## Starts the whole cluster on this machine: HTTP on port 8000, gRPC on port 9000
-	RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/serve run deployments:app $(ARGS)
+	RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_HAPROXY_BINARY_PATH=$(abspath $(BIN))/dflash-haproxy \
+		$(BIN)/serve run deployments:app $(ARGS)
 
 .PHONY: test
 test: $(DEV) ## Runs the tests, but for those that take minutes or need a GPU

@@ -28,6 +28,7 @@ from deployments.settings import PoolSettings, Settings, parse_settings
 from deployments.target import Target
 
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+HAPROXY_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 SERVE_NAMESPACE = "serve"
 
 logger = logging.getLogger("ray.serve")
@@ -125,6 +126,11 @@ def warnings_of(settings: Settings) -> list[str]:
         warnings.append(
             f"{HA_PROXY}=1 is not set: with Ray Serve's default proxy about one gRPC cancellation in three is "
             "lost, and latency is higher"
+        )
+    elif not os.environ.get(HAPROXY_BINARY):
+        warnings.append(
+            f"{HAPROXY_BINARY} is not set to dflash-haproxy: HTTP clients that leave before their answer are often not "
+            "noticed, and it is decoded for nobody"
         )
     listening = [name for name, listens in (("HTTP", has_ha_proxy), ("gRPC", settings.grpc_port)) if listens]
     if listening:

@@ -77,6 +77,7 @@ class Gateway:
         return {
             "pid": os.getpid(),
             "open_outputs": self._service.num_open_outputs,
+            "finished_outputs": self._service.num_finished_outputs,
             "is_ready": self._service.is_ready,
             "imports_torch": "torch" in sys.modules,
         }

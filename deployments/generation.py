@@ -86,6 +86,7 @@ class GenerationService:
         self.model_name = model_name
         self.limits = limits
         self.num_open_outputs = 0
+        self.num_finished_outputs = 0  # those that came to their own end
         self._last_info: TargetInfo | None = None
 
     @property
@@ -169,6 +170,7 @@ class GenerationService:
         finish = FinishReason.STOP if hit_stop else event.finish_reason
         if finish is not None:
             output.is_done = True
+            self.num_finished_outputs += 1
             statistics.decode_ms += (now - output.first_token_at) * 1e3
         return TextDelta(output.index, text, tuple(token_ids), finish)
 

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.requests import FinishReason
 from cluster.status import http_status
+from deployments.disconnects import ClientDisconnected, while_connected
 from deployments.generation import GenerationService
 from deployments.job import DEFAULT_MAX_TOKENS, GenerationJob, JobStatistics, TextDelta
 from deployments.openai_protocol import (
@@ -32,6 +33,7 @@ from deployments.openai_protocol import (
 from dflash_core.contracts import SamplingParams
 from dflash_core.errors import DFlashError, InvalidRequest, Overloaded
 
+CLIENT_CLOSED_REQUEST = 499  # nginx's number; for the access log, since nobody reads the answer
 TIMEOUT_HEADER = "x-request-timeout-ms"
 
 
@@ -52,6 +54,10 @@ def build_http_app(service: GenerationService, drafter: str | None) -> FastAPI:
         message = f"{request.method} {request.url.path}: {error.detail}"
         body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": "unknown_route"}}
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+    @app.exception_handler(ClientDisconnected)
+    async def nobody_there(request: Request, error: ClientDisconnected) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
@@ -84,14 +90,14 @@ def build_http_app(service: GenerationService, drafter: str | None) -> FastAPI:
         if body.stream:
             # The first token decides between an HTTP error and a stream: a refusal must not come as 200.
             try:
-                first = await anext(deltas)
+                first = await while_connected(request, _first(deltas))
             except BaseException:
                 await deltas.aclose()
                 raise
             include_usage = body.stream_options is not None and body.stream_options.include_usage
             return EventStream(answer.events(first, deltas, include_usage), deltas)
         try:
-            return _json(await answer.collect(deltas))
+            return _json(await while_connected(request, answer.collect(deltas)))
         finally:
             await deltas.aclose()
 
@@ -210,6 +216,10 @@ class EventStream(StreamingResponse):
         finally:
             for generator in self._generators:
                 await generator.aclose()
+
+
+async def _first(deltas: AsyncGenerator[TextDelta, None]) -> TextDelta:
+    return await anext(deltas)
 
 
 def error_response(error: DFlashError) -> JSONResponse:

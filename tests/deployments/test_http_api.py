@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -135,3 +136,29 @@ async def test_a_fault_of_ours_is_500_without_its_details() -> None:
 
 async def test_a_router_that_is_gone_is_503() -> None:
     assert (await _post(ScriptedRouters([], error=Unavailable("gone")))).status_code == 503
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_before_an_answer_cancels_its_output(stream: bool) -> None:
+    routers = ScriptedRouters(pieces=[])  # never a token
+    app = build_http_app(GenerationService(routers, TOKENIZER, "tiny", LimitSettings()), None)
+    body = json.dumps({"model": "tiny", "prompt": "x", "stream": stream}).encode()
+    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    messages.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/v1/completions",
+        "raw_path": b"/v1/completions", "query_string": b"", "headers": [], "server": ("server", 80),
+        "client": ("client", 1), "root_path": "",
+    }  # fmt: skip
+    serving = asyncio.create_task(app(scope, messages.get, send))
+    await routers.submitted.wait()
+    assert not routers.cancelled
+    messages.put_nowait({"type": "http.disconnect"})
+    await asyncio.wait_for(serving, 5)
+    assert routers.cancelled == [request.sequence_id for request in routers.requests]
+    assert sent[0]["status"] == 499
