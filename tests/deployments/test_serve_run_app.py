@@ -13,21 +13,20 @@ from pathlib import Path
 
 import grpc
 import httpx
+import openai
 import pytest
 import yaml
+from tokenizers import Tokenizer
 
+from cluster.engine import DEFAULT_TARGET
+from dflash_core.models.checkpoints import resolve_checkpoint
 from protos import inference_pb2, inference_pb2_grpc
 from tests.deployments.conftest import free_ports, serve_environment
-from tests.tiny import TinyPair, make_tiny_pair
+from tests.tiny import make_tiny_pair
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
-    return make_tiny_pair(tmp_path_factory.mktemp("pair"))
 
 
 @contextmanager
@@ -49,30 +48,23 @@ def _serve_run(log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
                 process.wait()
 
 
-def _answer(process: subprocess.Popen[bytes], log: Path, http_port: int, grpc_port: int) -> tuple[str, str]:
-    """The same completion over HTTP and over gRPC, once a round can run."""
-    url = f"http://127.0.0.1:{http_port}"
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, url: str) -> None:
     deadline = time.monotonic() + 400
     while True:
         assert process.poll() is None, log.read_text(errors="replace")
         assert time.monotonic() < deadline, log.read_text(errors="replace")
         try:
             if httpx.get(f"{url}/healthz", timeout=5).status_code == 200:
-                break
+                return
         except httpx.TransportError:
             pass
         time.sleep(0.5)
-    body = {"prompt": "def add(", "max_tokens": 16, "seed": 1}
-    by_http = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"]
-    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
-        request = inference_pb2.GenerateRequest(text="def add(", max_tokens=16, seed=1)
-        by_grpc = inference_pb2_grpc.InferenceStub(channel).Complete(request, timeout=60, wait_for_ready=True).text
-    return by_http, by_grpc
 
 
-def test_with_arguments(tmp_path: Path, pair: TinyPair) -> None:
+def test_with_arguments(tmp_path: Path) -> None:
+    pair = make_tiny_pair(tmp_path / "pair")
     http_port, grpc_port, data_port = free_ports(3)
-    log = tmp_path / "log"
+    url, log = f"http://127.0.0.1:{http_port}", tmp_path / "log"
     arguments = [
         f"target={pair.target}",
         f"drafter={pair.drafter}",
@@ -82,24 +74,57 @@ def test_with_arguments(tmp_path: Path, pair: TinyPair) -> None:
         f"data_plane_ports={data_port}-{data_port + 100}",
     ]
     with _serve_run(log, "deployments:app", *arguments) as process:
-        by_http, by_grpc = _answer(process, log, http_port, grpc_port)
-    assert by_http == by_grpc
+        _wait_until_ready(process, log, url)
+        body = {"prompt": "def add(", "max_tokens": 16, "seed": 1}
+        by_http = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"]
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            request = inference_pb2.GenerateRequest(text="def add(", max_tokens=16, seed=1)
+            stub = inference_pb2_grpc.InferenceStub(channel)
+            assert stub.Complete(request, timeout=60, wait_for_ready=True).text == by_http
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"http://127.0.0.1:{http_port}/healthz", timeout=5)
+        httpx.get(f"{url}/healthz", timeout=5)
 
 
-def test_with_a_config_file(tmp_path: Path, pair: TinyPair) -> None:
+def test_the_embedded_pair_with_the_config_file(tmp_path: Path) -> None:
+    """As shipped but for its ports: what every client gets is what `transformers` generates, in fewer rounds."""
     http_port, grpc_port, data_port = free_ports(3)
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     config["http_options"]["port"] = http_port
     config["grpc_options"]["port"] = grpc_port
-    (application,) = config["applications"]
-    application["args"]["target"]["model"] = str(pair.target)
-    application["args"]["drafter"]["model"] = str(pair.drafter)
-    application["args"]["data_plane_ports"] = f"{data_port}-{data_port + 100}"
-    path = tmp_path / "config.yaml"
+    config["applications"][0]["args"]["data_plane_ports"] = f"{data_port}-{data_port + 100}"
+    path, url, log = tmp_path / "config.yaml", f"http://127.0.0.1:{http_port}", tmp_path / "log"
     path.write_text(yaml.safe_dump(config))
-    log = tmp_path / "log"
+    prompt = "class Stack:\n    def __init__(self"
+    expected = _generated_by_transformers(prompt, 48)
     with _serve_run(log, str(path)) as process:
-        by_http, by_grpc = _answer(process, log, http_port, grpc_port)
-    assert by_http == by_grpc
+        _wait_until_ready(process, log, url)
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            (model,) = client.models.list()
+            options = {"model": model.id, "prompt": prompt, "max_tokens": 48, "temperature": 0}
+            answer = client.completions.create(**options)
+            assert answer.choices[0].text == expected
+            assert answer.model_extra["dflash"]["mean_acceptance_length"] > 2
+            assert (
+                "".join(chunk.choices[0].text for chunk in client.completions.create(**options, stream=True))
+                == expected
+            )
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            stub = inference_pb2_grpc.InferenceStub(channel)
+            request = inference_pb2.GenerateRequest(text=prompt, max_tokens=48, temperature=0.0)
+            assert stub.Complete(request, timeout=60, wait_for_ready=True).text == expected
+            *_, last = pieces = list(stub.Generate(request, timeout=60))
+            assert "".join(piece.text for piece in pieces) == expected
+            assert last.statistics.mean_acceptance_length > 2
+
+
+def _generated_by_transformers(prompt: str, max_new_tokens: int) -> str:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = resolve_checkpoint(DEFAULT_TARGET)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer.encode(prompt).ids
+    with torch.inference_mode():
+        output = model.generate(torch.tensor([ids]), max_new_tokens=max_new_tokens, do_sample=False)
+    return tokenizer.decode(output[0, len(ids) :].tolist())
