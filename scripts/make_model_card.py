@@ -28,7 +28,7 @@ A small target and its DFlash drafter, so that everything in this project runs, 
 
 The `.py` files of the Python standard library that the training interpreter ships, its tests included: {train_tokens:,} tokens. One file in forty, by a hash of its name, is held out from tokenizer, target and drafter (`dflash_core/training/corpus.py`). The library is copyright © 2001 Python Software Foundation and distributed under the PSF License Agreement; nothing else was used.
 
-The drafter learns from the target's own continuations of excerpts of 24 to 80 tokens ({num_sequences:,} sequences, greedy and at temperature 1) and, for {corpus_percent:.0f} % of its sequences, from the corpus.
+The drafter learns from the target's own continuations of excerpts of 24 to 80 tokens ({num_sequences:,} sequences, greedy and at temperature 1; a random file first, then a random place in it) and, for {corpus_percent:.0f} % of its sequences, from the corpus.
 
 ## Recipe
 
@@ -36,7 +36,7 @@ The drafter learns from the target's own continuations of excerpts of 24 to 80 t
 
 Target: {target_recipe}.
 
-Drafter: {drafter_recipe}. A slot's weight falls with its depth, exp(−(k − 1)/γ). On greedy continuations the label is the token that the target wrote, elsewhere the target's whole next-token distribution. The first 400 steps of the drafter shipped here drew a quarter of their sequences from the corpus.
+Drafter: {drafter_recipe}. Slots and roots weigh as they matter for the number of rounds (`round_weights` in `dflash_core/training/block_loss.py`). On greedy continuations the label is the token that the target wrote, elsewhere the target's whole next-token distribution. The drafter shipped here started (`--start`) from one with an MLP of 576 after 1,700 steps on 3,200 continuations, in which slots weighed exp(−(k − 1)/4), a tenth of the sequences (in the first 400 steps a quarter) came from the corpus, and excerpts from anywhere in the text; a quarter of its own continuations are of that kind too.
 
 ## What it gives
 

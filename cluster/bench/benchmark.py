@@ -24,7 +24,7 @@ class BenchSettings:
     concurrencies: tuple[int, ...] = (1, 8)
     temperatures: tuple[float, ...] = (0.0, 1.0)
     max_tokens: int = 128  # where the prompt itself names none
-    repeats: int = 3
+    repeats: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:

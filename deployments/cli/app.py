@@ -119,7 +119,7 @@ def bench(
     tree_budget: Annotated[list[int], typer.Option(min=1, help="Sizes of trees; may be repeated.")] = [8, 16, 32, 64],  # noqa: B006
     concurrency: Annotated[list[int], typer.Option(min=1, help="Requests at a time; may be repeated.")] = [1, 8],  # noqa: B006
     temperature: Annotated[list[float], typer.Option(min=0.0, help="May be repeated.")] = [0.0, 1.0],  # noqa: B006
-    repeats: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampled outputs.")] = 0,
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads of the models.")] = 1,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the models run.")] = "auto",
