@@ -16,6 +16,7 @@ from dflash_core.attention.registration import PAGED_TREE, PagedStep, register_p
 from dflash_core.cache.pools import KvPool, KvShape
 from dflash_core.models.cpu_drafter import CpuDFlashAttention, fuse_drafter
 from dflash_core.models.cpu_layers import CpuAttention, CpuMLP, fuse_layers
+from dflash_core.models.cpu_linear import CpuLinear
 from dflash_core.models.cpu_norms import fuse_norms
 from dflash_core.models.drafter import DFlashDrafter
 from dflash_core.models.drafter_config import DrafterConfig, LayerAttention
@@ -111,3 +112,11 @@ def test_modules_that_compute_something_else_stay() -> None:
         fuse_layers(model)
     assert not any(isinstance(module, CpuAttention) for model in (biased, low) for module in model.modules())
     assert all(isinstance(layer.mlp, Qwen3MLP) for model in (low, gelu) for layer in model.get_decoder().layers)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", [(1, 24), (7, 24), (70, 24), (1, 1, 24), (1, 5, 24)])
+def test_joined_products_equal_their_parts_for_any_number_of_rows(shape: tuple[int, ...]) -> None:
+    parts = [nn.Linear(24, width, bias=False) for width in (8, 16, 3)]
+    joined, rows = CpuLinear(*(part.weight for part in parts)), torch.randn(shape)
+    torch.testing.assert_close(joined(rows), torch.cat([part(rows) for part in parts], -1), rtol=1e-5, atol=1e-5)
