@@ -7,8 +7,8 @@ import triton
 from torch import Tensor
 
 from dflash_core.attention.batch import RaggedBatch
-from dflash_core.attention.split_kv.attention_kernel import attention_kernel
-from dflash_core.attention.split_kv.combine_kernel import combine_kernel
+from dflash_core.attention.split_kv.kernels.attention import attention_kernel
+from dflash_core.attention.split_kv.kernels.combine import combine_kernel
 from dflash_core.attention.split_kv.tiles import tiles_of
 from dflash_core.attention.split_kv.work_list import HeadShape, WorkList, work_list_of
 from dflash_core.errors import InvalidSettings
@@ -49,7 +49,7 @@ def attend(
 ) -> Tensor:
     """Attention of one layer over a work list; `[num_rows, num_heads, head_dim]`, zeros in rows of no sequence."""
     batch, grid = work.batch, work.grid
-    return attention_op(
+    output: Tensor = attention_op(
         query,
         key,
         value,
@@ -71,6 +71,7 @@ def attend(
         sliding_window,
         softcap,
     )
+    return output
 
 
 def is_interpreted() -> bool:

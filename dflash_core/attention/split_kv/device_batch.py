@@ -71,7 +71,7 @@ class DeviceBatch:
         return device_batch
 
     def load(self, batch: RaggedBatch) -> None:
-        """Starts the copy of `batch`. The copy of the batch before must have ended: its staging memory is used again."""
+        """Starts the copy of `batch`. The last one must have ended: its staging memory is used again."""
         size = BatchSize.of(batch)
         assert self.size.holds(size), f"a batch of {size} does not fit {self.size}"
         cu_rows, prefix_lens, block_tables, positions, first_row, end_row = self._arrays

@@ -1,4 +1,4 @@
-"""Tile sizes of the attention kernel: a static table, so that no run pays for tuning and equal inputs run equal code."""
+"""Tile sizes of the attention kernel: a static table, so that no run pays for tuning and equal inputs run alike."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tile_rows(max_rows: int, group_size: int, head_dim: int, dtype: torch.dtype)
 
 
 def tiles_of(rows: int, head_dim: int, dtype: torch.dtype) -> Tiles:
-    """The table; `rows` as `tile_rows` gives them. All of it compiles for sm_90 without spilling registers."""
+    """The table; `rows` as `tile_rows` gives them. Compiled for sm_90, none of it spills more than a few registers."""
     if dtype == torch.float32:
         return _tiles_fp32(rows, head_dim)
     if head_dim > 128:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dflash_core.attention.batch import RaggedBatch
 from dflash_core.attention.split_kv.device_batch import DeviceBatch
+from dflash_core.attention.split_kv.kernels.work_list import work_list_kernel
 from dflash_core.attention.split_kv.tiles import CHUNK_UNIT, tile_rows, tiles_of
-from dflash_core.attention.split_kv.work_list_kernel import work_list_kernel
 
 _ITEMS_PER_PROGRAM = 4  # beyond one item per tile and head: more splits than this never pay
 _INTERPRETED_PROGRAMS = 5

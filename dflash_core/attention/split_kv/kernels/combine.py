@@ -26,14 +26,14 @@ def combine_kernel(
     first_partial = tl.load(row_splits + row * 2 + 1).to(tl.int64)
 
     highest = tl.full([HEADS], float("-inf"), tl.float32)
-    for split in range(0, num_splits):
+    for split in range(num_splits):
         lses = tl.load(partial_lses + (first_partial + split) * num_heads + heads, mask=is_head, other=0.0)
         highest = tl.maximum(highest, lses)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
 
     total = tl.zeros([HEADS], tl.float32)
     result = tl.zeros([HEADS, PADDED_DIM], tl.float32)
-    for split in range(0, num_splits):
+    for split in range(num_splits):
         place = (first_partial + split) * num_heads + heads
         weights = tl.exp2(tl.load(partial_lses + place, mask=is_head, other=0.0) - highest)
         parts = tl.load(partial_outputs + (place * HEAD_DIM)[:, None] + dims[None, :], mask=cells, other=0.0)
