@@ -171,7 +171,6 @@ class DrafterRunner:
         token_ids[:, 0] = [block.root_token for block in blocks]
         batches = {is_causal: self._pack(blocks, is_causal) for is_causal in {x.is_causal for x in config.layers}}
         positions = next(iter(batches.values())).positions.astype(np.int64)
-
         backend = AttentionBackend(self._settings.attention)
 
         def attend(layer_idx: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -27,7 +27,12 @@ def split_kv_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """`ragged_attention` in Triton. The batch's first layer makes the work list for all layers of its head shape."""
+    """`ragged_attention` in Triton. The batch's first layer makes the work list for all layers of its head shape.
+
+    Raises `InvalidSettings` where the tensors are not on a GPU.
+    """
+    if query.device.type != "cuda" and not is_interpreted():
+        raise InvalidSettings(f"attention is triton, which runs on cuda, but the model is on {query.device}")
     _, num_heads, head_dim = query.shape
     heads = HeadShape(num_heads, key.shape[1], head_dim, query.dtype)
     work = batch.work_lists.get(heads)
@@ -104,8 +109,6 @@ def attention_op(
 ) -> Tensor:
     """Both kernels of a layer. The arguments are those of `attend`, with its work list taken apart."""
     interpreted = is_interpreted()
-    if query.device.type != "cuda" and not interpreted:
-        raise InvalidSettings(f"the Triton attention backend runs on CUDA, the model is on {query.device}")
     num_rows, num_heads, head_dim = query.shape
     _, _, kv_block_size, num_kv_heads, _ = kv_pages.shape
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))

@@ -1,0 +1,21 @@
+"""The Triton attention in Triton's interpreter, on the CPU: `attention_cases.py` in a process that interprets."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+CASES = Path(__file__).with_name("attention_cases.py")
+
+
+def test_cases_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", str(CASES)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, cwd=CASES.parents[2], capture_output=True, text=True, timeout=280)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    summary = output.splitlines()[-1]
+    assert re.fullmatch(r"\d+ passed in .*", summary), f"not every case ran: {summary}"
