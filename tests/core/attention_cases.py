@@ -1,6 +1,6 @@
 """What the Triton attention must do, on a GPU and in Triton's interpreter on the CPU.
 
-Collected by `test_attention_gpu.py`, and by `test_attention_interpreted.py` in a process of its own: whether Triton
+Collected by `test_kernels_gpu.py`, and by `test_kernels_interpreted.py` in a process of its own: whether Triton
 interprets is settled when it is imported.
 """
 

@@ -1,4 +1,4 @@
-"""The Triton attention on a GPU: the cases of the interpreter, and what only a GPU can do."""
+"""The Triton kernels on a GPU: the cases of the interpreter, and what only a GPU can do."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dflash_core.attention.split_kv.work_list import GridSize, HeadShape, make_w
 from tests.core.attention_cases import *  # noqa: F403
 from tests.core.attention_cases import BF16, MAX_ERROR, Case, batch_of, check, inputs_of, relative_error
 from tests.core.attention_oracle import dense_oracle
+from tests.core.commit_cases import *  # noqa: F403
 
 pytestmark = pytest.mark.gpu
 
