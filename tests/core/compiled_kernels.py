@@ -60,9 +60,9 @@ def compile_kernel(
 
 
 def compile_attention(
-    dtype: torch.dtype, head_dim: int, tiles: Tiles, folder: Path, *, group_size: int = 4, is_special: bool = False
+    dtype: torch.dtype, head_dim: int, tiles: Tiles, folder: Path, *, is_special: bool = False
 ) -> Compiled:
-    """The attention kernel; `is_special` ones have a window, a softcap, and rows that see later rows."""
+    """The attention kernel; `is_special` ones have a window, a softcap, an odd group, and rows that see later rows."""
     tensors = dict.fromkeys(("query", "key", "value", "kv_pages", "output"), POINTERS[dtype])
     metadata = ("cu_rows", "prefix_lens", "block_tables", "positions", "first_rows", "end_rows")
     lists = ("items", "row_splits", "header")
@@ -73,7 +73,7 @@ def compile_attention(
         **dict.fromkeys(("scale", "softcap"), "fp32"),
     }
     constants = {
-        "GROUP_SIZE": group_size,
+        "GROUP_SIZE": 7 if is_special else 4,
         "HEAD_DIM": head_dim,
         "PADDED_DIM": triton.next_power_of_2(head_dim),
         "KV_BLOCK_SIZE": 16,

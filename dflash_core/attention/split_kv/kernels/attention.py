@@ -180,7 +180,8 @@ def attention_kernel(
             )
             highest, total, result = _accumulate(scores, values, highest, total, result, PRECISION)
 
-        result = result / tl.where(total == 0.0, 1.0, total)[:, None]
+        total = tl.where(total == 0.0, 1.0, total)  # of a row that saw nothing in this chunk; its `highest` is −inf
+        result = result / total[:, None]
         if num_splits == 1:
             destination = (rows * num_heads + heads) * HEAD_DIM
             tl.store(output + destination[:, None] + dims[None, :], result.to(output.dtype.element_ty), mask=cells)
