@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CASES = [str(Path(__file__).with_name(name)) for name in ("attention_cases.py", "commit_cases.py")]
+CASES = [str(Path(__file__).with_name(name)) for name in ("attention_cases.py", "commit_cases.py", "runner_cases.py")]
 
 
 def test_cases_in_the_interpreter() -> None:
