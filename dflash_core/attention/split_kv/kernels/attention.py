@@ -42,7 +42,8 @@ def _accumulate(scores, value, highest, total, output, PRECISION: tl.constexpr):
     return risen, total, output
 
 
-@triton.jit
+# Not specialised: they differ between rounds or layers, and each kind of number would compile another kernel.
+@triton.jit(do_not_specialize=["max_blocks", "sliding_window"])
 def attention_kernel(
     query,  # [num_rows, num_heads, HEAD_DIM]
     key,  # [num_rows, num_kv_heads, HEAD_DIM]

@@ -28,7 +28,8 @@ def _num_splits(num_rows, prefix_len, chunk_len):
     return tl.maximum(splits, 1)
 
 
-@triton.jit
+# Not specialised: sizes differ from round to round, and each kind of number would compile another kernel.
+@triton.jit(do_not_specialize=["num_sequences", "num_rows", "num_programs", "max_items", "max_partial_rows"])
 def work_list_kernel(
     cu_rows,  # int32 [num_sequences + 1]
     prefix_lens,  # int32 [num_sequences]
