@@ -108,6 +108,7 @@ def attention_op(
     softcap: float | None,
 ) -> Tensor:
     """Both kernels of a layer. The arguments are those of `attend`, with its work list taken apart."""
+    assert scale > 0, scale
     interpreted = is_interpreted()
     num_rows, num_heads, head_dim = query.shape
     _, _, kv_block_size, num_kv_heads, _ = kv_pages.shape

@@ -21,21 +21,24 @@ def _load(pointers, mask, UPCAST: tl.constexpr):
 
 @triton.jit
 def _scores(query, key, scale, softcap, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
-    """Scores `[rows, keys]` in units of log 2, so that their exponentials are `exp2`."""
+    """Scores `[rows, keys]`, but for the factor that `_accumulate` multiplies them with on the way."""
     products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     if HAS_SOFTCAP:
         # tanh(x) = 1 − 2 / (1 + e^2x): right at both infinities, and of primitives that the interpreter knows.
         grown = tl.exp2(products * (scale / softcap * 2.0 * LOG2_E))
-        return (1.0 - 2.0 / (1.0 + grown)) * (softcap * LOG2_E)
-    return products * (scale * LOG2_E)
+        return 1.0 - 2.0 / (1.0 + grown)
+    return products
 
 
 @triton.jit
-def _accumulate(scores, value, highest, total, output, PRECISION: tl.constexpr):
-    """One step of the online softmax. Rows that have seen nothing yet stay at highest −inf, total 0."""
-    risen = tl.maximum(highest, tl.max(scores, 1))
+def _accumulate(scores, factor, value, highest, total, output, PRECISION: tl.constexpr):
+    """One step of the online softmax. Rows that have seen nothing yet stay at highest −inf, total 0.
+
+    A factor above 0 does not change which score is highest: multiplied late, it costs nothing beside the subtraction.
+    """
+    risen = tl.maximum(highest, tl.max(scores, 1) * factor)
     reference = tl.where(risen == float("-inf"), 0.0, risen)
-    weights = tl.exp2(scores - reference[:, None])
+    weights = tl.exp2(scores * factor - reference[:, None])
     shrink = tl.exp2(highest - reference)
     total = total * shrink + tl.sum(weights, 1)
     output = tl.dot(weights.to(value.dtype), value, output * shrink[:, None], input_precision=PRECISION)
@@ -90,6 +93,7 @@ def attention_kernel(
 ):
     num_items = tl.load(header)
     chunk_len = tl.load(header + 1)
+    factor = (softcap if HAS_SOFTCAP else scale) * LOG2_E  # scores in units of log 2: their exponentials are `exp2`
     tile_lanes = tl.arange(0, TILE_ROWS)
     key_lanes = tl.arange(0, TILE_KEYS)
     dims = tl.arange(0, PADDED_DIM)
@@ -137,7 +141,7 @@ def attention_kernel(
             keys = _load(pointers, is_dim[None, :], UPCAST)
             scores = _scores(queries, keys, scale, softcap, HAS_SOFTCAP, PRECISION)
             values = _load(pointers + pages_kind_stride, is_dim[None, :], UPCAST)
-            highest, total, result = _accumulate(scores, values, highest, total, result, PRECISION)
+            highest, total, result = _accumulate(scores, factor, values, highest, total, result, PRECISION)
 
         for first_key in range(full_stop, stop, TILE_KEYS):
             slots = first_key + key_lanes
@@ -153,7 +157,7 @@ def attention_kernel(
                 is_seen = is_seen & (slots[None, :] >= oldest[:, None])
             scores = tl.where(is_seen, scores, float("-inf"))
             values = _load(pointers + pages_kind_stride, is_cell, UPCAST)
-            highest, total, result = _accumulate(scores, values, highest, total, result, PRECISION)
+            highest, total, result = _accumulate(scores, factor, values, highest, total, result, PRECISION)
 
         stop_inflight = stop_row
         if IS_CAUSAL:
@@ -179,7 +183,7 @@ def attention_kernel(
                 is_cell,
                 UPCAST,
             )
-            highest, total, result = _accumulate(scores, values, highest, total, result, PRECISION)
+            highest, total, result = _accumulate(scores, factor, values, highest, total, result, PRECISION)
 
         total = tl.where(total == 0.0, 1.0, total)  # of a row that saw nothing in this chunk; its `highest` is −inf
         result = result / total[:, None]
