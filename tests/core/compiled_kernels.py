@@ -29,6 +29,7 @@ class Compiled:
     registers: int  # per thread
     spilled_bytes: int  # per thread, stores and loads
     ptx: str
+    copies_in_flight: list[int]  # how many asynchronous copies each wait leaves running
 
 
 def compile_kernel(
@@ -56,7 +57,8 @@ def compile_kernel(
     assert spills is not None, report
     assert registers is not None, report
     spilled = int(spills[1]) + int(spills[2])
-    return Compiled(built.metadata.shared, int(registers[1]), spilled, built.asm["ptx"])
+    waits = [int(num) for num in re.findall(r"async_wait[^{]*\{num = (\d+)", built.asm["ttgir"])]
+    return Compiled(built.metadata.shared, int(registers[1]), spilled, built.asm["ptx"], waits)
 
 
 def compile_attention(

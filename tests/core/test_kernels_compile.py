@@ -52,6 +52,9 @@ def test_attention(dtype: torch.dtype, head_dim: int, rows: int, is_special: boo
     if not is_special:
         assert tiles.programs_per_sm * (built.shared_bytes + 1024) <= PROCESSOR_SHARED_BYTES
         assert tiles.programs_per_sm * built.registers * 32 * tiles.num_warps <= PROCESSOR_REGISTERS
+    if tiles.num_stages > 2:
+        # The first loop, over whole tiles of the prefix: the next tile's keys and values arrive during the products.
+        assert built.copies_in_flight[0] == 2 * (tiles.num_stages - 2)
     uses_matrix_units = "wgmma.mma_async" in built.ptx or "mma.sync" in built.ptx
     assert uses_matrix_units == (dtype != FP32), "fp32 must be exact, the others fast"
 

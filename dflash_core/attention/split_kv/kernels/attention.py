@@ -20,6 +20,16 @@ def _load(pointers, mask, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def _blocks(table, slots, stop, KV_BLOCK_SIZE: tl.constexpr):
+    """The blocks that hold a tile's keys; int64.
+
+    Asked for one tile ahead: keys whose block is loaded in the same round of the loop would be copied a stage later
+    in the pipeline, and have no time left to arrive while others are multiplied.
+    """
+    return tl.load(table + slots // KV_BLOCK_SIZE, mask=slots < stop, other=0).to(tl.int64)
+
+
+@triton.jit
 def _scores(query, key, scale, softcap, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
     """Scores `[rows, keys]`, but for the factor that `_accumulate` multiplies them with on the way."""
     products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
@@ -133,21 +143,23 @@ def attention_kernel(
 
         table = block_tables + sequence * max_blocks
         pages = kv_pages + kv_head * pages_head_stride
+        blocks = _blocks(table, start + key_lanes, full_stop, KV_BLOCK_SIZE)
         for first_key in range(start, full_stop, TILE_KEYS):
             slots = first_key + key_lanes
-            block = tl.load(table + slots // KV_BLOCK_SIZE).to(tl.int64)
-            tokens = block * pages_block_stride + (slots % KV_BLOCK_SIZE) * pages_token_stride
+            tokens = blocks * pages_block_stride + (slots % KV_BLOCK_SIZE) * pages_token_stride
+            blocks = _blocks(table, slots + TILE_KEYS, full_stop, KV_BLOCK_SIZE)
             pointers = pages + tokens[:, None] + dims[None, :]
             keys = _load(pointers, is_dim[None, :], UPCAST)
             scores = _scores(queries, keys, scale, softcap, HAS_SOFTCAP, PRECISION)
             values = _load(pointers + pages_kind_stride, is_dim[None, :], UPCAST)
             highest, total, result = _accumulate(scores, factor, values, highest, total, result, PRECISION)
 
+        blocks = _blocks(table, full_stop + key_lanes, stop, KV_BLOCK_SIZE)
         for first_key in range(full_stop, stop, TILE_KEYS):
             slots = first_key + key_lanes
             is_key = slots < stop
-            block = tl.load(table + slots // KV_BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
-            tokens = block * pages_block_stride + (slots % KV_BLOCK_SIZE) * pages_token_stride
+            tokens = blocks * pages_block_stride + (slots % KV_BLOCK_SIZE) * pages_token_stride
+            blocks = _blocks(table, slots + TILE_KEYS, stop, KV_BLOCK_SIZE)
             pointers = pages + tokens[:, None] + dims[None, :]
             is_cell = is_key[:, None] & is_dim[None, :]
             keys = _load(pointers, is_cell, UPCAST)
