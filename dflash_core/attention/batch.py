@@ -23,6 +23,7 @@ import torch
 
 if TYPE_CHECKING:
     from dflash_core.attention.padding import PaddedGroup
+    from dflash_core.attention.split_kv.work_list import HeadShape, WorkList
 
 Int32s = npt.NDArray[np.int32]
 
@@ -77,7 +78,7 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class RaggedBatch:
-    """Packed rows of many sequences, on the host. What a backend wants precomputed hangs in `padded_groups`."""
+    """Packed rows of many sequences, on the host. What a backend wants precomputed hangs in the last two."""
 
     cu_rows: Int32s  # [num_sequences + 1] running count of rows
     prefix_lens: Int32s  # [num_sequences] tokens in pages
@@ -88,6 +89,7 @@ class RaggedBatch:
     kv_block_size: int
     device: torch.device
     padded_groups: list[PaddedGroup] = field(default_factory=list, init=False, repr=False, compare=False)
+    work_lists: dict[HeadShape, WorkList] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_rows(self) -> int:

@@ -1,4 +1,4 @@
-"""Attention of packed rows over paged prefixes and in-flight keys, with torch's own operators."""
+"""Attention of packed rows over paged prefixes and in-flight keys: with torch's own operators, or in Triton."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from dflash_core.attention.backend import AttentionBackend, picks_triton
 from dflash_core.attention.batch import RaggedBatch
 from dflash_core.attention.cpu_gather import gather
 from dflash_core.attention.padding import PaddedGroup, padded_groups
@@ -21,6 +22,7 @@ def ragged_attention(
     scale: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    backend: AttentionBackend = AttentionBackend.AUTO,
 ) -> Tensor:
     """Softmax attention of every row over its sequence's pages and the in-flight keys that it sees.
 
@@ -33,10 +35,18 @@ def ragged_attention(
         scale: multiplies the scores.
         sliding_window: a row sees only the keys at the last `sliding_window` positions, its own among them.
         softcap: scores become `softcap · tanh(score / softcap)` before masking.
+        backend: what computes it.
 
     Returns:
         `[num_rows, num_heads, head_dim]`, in the query's dtype.
     """
+    if picks_triton(backend, query.device):
+        # Here, because Triton exists on Linux only and takes a second to import.
+        from dflash_core.attention.split_kv.attention import split_kv_attention
+
+        return split_kv_attention(
+            query, key, value, kv_pages, batch, scale=scale, sliding_window=sliding_window, softcap=softcap
+        )
     groups = padded_groups(batch)
     if len(groups) == 1:
         return _attend(query, key, value, kv_pages, groups[0], scale, sliding_window, softcap)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from dflash_core.attention.backend import AttentionBackend
 from dflash_core.attention.batch import RaggedBatch
 from dflash_core.attention.ragged import ragged_attention
 from dflash_core.cache.pools import KvPool
@@ -31,6 +32,7 @@ class PagedStep:
     pool: KvPool
     num_prefill_rows: int
     prefill_slots: Tensor  # [num_prefill_rows] int64
+    backend: AttentionBackend = AttentionBackend.AUTO
 
     def store(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
         """Prefill rows to pages at once, tree rows to the staging buffer. Both `[num_rows, num_kv_heads, head_dim]`."""
@@ -83,6 +85,7 @@ def paged_tree_attention(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         sliding_window=sliding_window,
         softcap=softcap,
+        backend=paged_step.backend,
     )
     paged_step.store(layer_idx, rows_key, rows_value)
     return output.unsqueeze(0), None

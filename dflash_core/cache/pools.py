@@ -72,6 +72,11 @@ class KvPool:
 
     def commit(self, tree_rows: Tensor, slots: Tensor) -> None:
         """Moves staged rows `tree_rows [n]` of all layers to `slots [n]` (both int64)."""
+        if self.pages.is_cuda:
+            from dflash_core.cache.commit import commit_rows  # here, because Triton exists on Linux only
+
+            commit_rows(self.staging, self._slots, tree_rows, slots)
+            return
         self._slots.index_copy_(2, slots, self.staging.index_select(2, tree_rows))
 
 

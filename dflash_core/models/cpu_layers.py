@@ -120,6 +120,7 @@ class CpuAttention(nn.Module):
             paged_step.batch,
             scale=self._scale,
             sliding_window=self._sliding_window,
+            backend=paged_step.backend,
         )
         paged_step.store(self.layer_idx, key, value)
         return self.output(output.reshape(len(output), -1)).unsqueeze(0), None

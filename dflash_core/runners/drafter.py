@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dflash_core.attention import RaggedBatch, RowGroup, ragged_attention
+from dflash_core.attention import AttentionBackend, RaggedBatch, RowGroup, ragged_attention
 from dflash_core.contracts import ContextAck, ContextChunk, Draft, DraftBlock, DrafterInfo, SamplingParams, SequenceKey
 from dflash_core.errors import ProtocolError
 from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
@@ -171,6 +171,7 @@ class DrafterRunner:
         token_ids[:, 0] = [block.root_token for block in blocks]
         batches = {is_causal: self._pack(blocks, is_causal) for is_causal in {x.is_causal for x in config.layers}}
         positions = next(iter(batches.values())).positions.astype(np.int64)
+        backend = AttentionBackend(self._settings.attention)
 
         def attend(layer_idx: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             layer = config.layers[layer_idx]
@@ -182,6 +183,7 @@ class DrafterRunner:
                 batches[layer.is_causal],
                 scale=self._scale,
                 sliding_window=layer.sliding_window,
+                backend=backend,
             )
 
         embeds = self._shared.embed(torch.from_numpy(token_ids.reshape(-1)).to(self._device))

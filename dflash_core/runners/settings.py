@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+AttentionName = Literal["auto", "torch", "triton"]
 
 
 class TargetSettings(BaseModel):
@@ -17,6 +18,7 @@ class TargetSettings(BaseModel):
 
     device: DeviceName = Field("auto", description="auto: cuda where there is a GPU")
     dtype: DtypeName = Field("auto", description="auto: bfloat16 on cuda, float32 on cpu")
+    attention: AttentionName = Field("auto", description="what computes attention; auto: triton on cuda, torch on cpu")
     kv_block_size: int = Field(16, ge=1, description="tokens in a KV block")
     num_blocks: int | None = Field(None, ge=1, description="KV blocks; unset: as many as kv_cache_bytes holds")
     kv_cache_bytes: int | None = Field(
@@ -41,6 +43,7 @@ class DrafterSettings(BaseModel):
 
     device: DeviceName = Field("auto", description="auto: cuda where there is a GPU")
     dtype: DtypeName = Field("auto", description="auto: bfloat16 on cuda, float32 on cpu")
+    attention: AttentionName = Field("auto", description="what computes attention; auto: triton on cuda, torch on cpu")
     kv_block_size: int = Field(16, ge=1, description="tokens in a block of context")
     num_blocks: int | None = Field(None, ge=1, description="context blocks; unset: as many as kv_cache_bytes holds")
     kv_cache_bytes: int | None = Field(

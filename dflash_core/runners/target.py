@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dflash_core.attention import AttentionBackend
 from dflash_core.attention.registration import PagedStep
 from dflash_core.cache.blocks import BlockManager
 from dflash_core.cache.pools import FeaturePool, KvPool, slots_of
@@ -180,7 +181,13 @@ class TargetRunner:
 
     def _forward(self, plan: RoundPlan, rows: PackedRows) -> Tensor:
         """Logits `[num_choices, vocab_size]`; keys and values go to pages or to the staging buffer."""
-        step = PagedStep(rows.batch, self._kv, plan.num_prefill_rows, self._to_device(rows.prefill_slots))
+        step = PagedStep(
+            rows.batch,
+            self._kv,
+            plan.num_prefill_rows,
+            self._to_device(rows.prefill_slots),
+            AttentionBackend(self._settings.attention),
+        )
         positions = self._to_device(rows.batch.positions.astype(np.int64))
         return self._model.forward(self._to_device(rows.token_ids), positions, step, self._to_device(rows.logit_rows))
 

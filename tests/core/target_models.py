@@ -80,7 +80,7 @@ class Subject:
     projection: ContextProjection
 
 
-def make_subject(name: str = "qwen3", **settings: Any) -> Subject:
+def make_subject(name: str = "qwen3", device: torch.device | str = "cpu", **settings: Any) -> Subject:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = copy.deepcopy(CONFIGS[name])
@@ -90,7 +90,8 @@ def make_subject(name: str = "qwen3", **settings: Any) -> Subject:
             torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
         model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]))
         model.load_state_dict(twin.state_dict())
-        projection = _projection()
+        model.to(device)
+        projection = _projection().to(device)
     features = TargetFeatures(TARGET_LAYER_IDS, projection, "fc")
     defaults = TargetSettings(kv_block_size=4, num_blocks=64, max_rows=256, max_tree_rows=128, device="cpu")
     runner = TargetRunner(model, features, defaults.model_copy(update=settings))

@@ -1,0 +1,85 @@
+"""Every Triton kernel compiles for sm_90 without a GPU, into its shared memory and (nearly) without spilling.
+
+The interpreter notices no error of layout, tile size or shared memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dflash_core.attention.split_kv.kernels.combine import combine_kernel
+from dflash_core.attention.split_kv.kernels.work_list import work_list_kernel
+from dflash_core.attention.split_kv.tiles import CHUNK_UNIT, tiles_of
+from dflash_core.cache.kernels.commit import commit_kernel
+from tests.core.compiled_kernels import compile_attention, compile_kernel
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+SHARED_BYTES = 227 * 1024  # of one program on sm_90
+PROCESSOR_SHARED_BYTES = 228 * 1024  # of all programs of a multiprocessor, each with 1 KiB of the system's
+PROCESSOR_REGISTERS = 64 * 1024
+FEW_BYTES = 64  # that ptxas spills by its own choice, for room for another program
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "rows", "is_special"),
+    [
+        (BF16, 128, 16, False),
+        (BF16, 128, 64, False),
+        (BF16, 128, 128, False),
+        (BF16, 128, 128, True),
+        (BF16, 64, 32, True),
+        (BF16, 96, 64, True),
+        (BF16, 256, 16, True),
+        (BF16, 256, 64, False),
+        (FP16, 64, 128, False),
+        (FP32, 32, 32, True),
+        (FP32, 256, 32, False),
+    ],
+)
+def test_attention(dtype: torch.dtype, head_dim: int, rows: int, is_special: bool, tmp_path: Path) -> None:
+    tiles = tiles_of(rows, head_dim, dtype)
+    built = compile_attention(dtype, head_dim, tiles, tmp_path, is_special=is_special)
+    assert built.shared_bytes <= SHARED_BYTES
+    assert built.spilled_bytes <= FEW_BYTES
+    if not is_special:
+        assert tiles.programs_per_sm * (built.shared_bytes + 1024) <= PROCESSOR_SHARED_BYTES
+        assert tiles.programs_per_sm * built.registers * 32 * tiles.num_warps <= PROCESSOR_REGISTERS
+    if tiles.num_stages > 2:
+        # The first loop, over whole tiles of the prefix: the next tile's keys and values arrive during the products.
+        assert built.copies_in_flight[0] == 2 * (tiles.num_stages - 2)
+    uses_matrix_units = "wgmma.mma_async" in built.ptx or "mma.sync" in built.ptx
+    assert uses_matrix_units == (dtype != FP32), "fp32 must be exact, the others fast"
+
+
+def test_work_list(tmp_path: Path) -> None:
+    types = dict.fromkeys(("cu_rows", "prefix_lens", "items", "row_splits", "header"), "*i32")
+    constants = {
+        "NUM_KV_HEADS": 8,
+        "GROUP_SIZE": 4,
+        "TILE_ROWS": 64,
+        "CHUNK_UNIT": CHUNK_UNIT,
+        "SEQUENCES": 16,
+        "CANDIDATES": 128,
+        "ITEMS": 128,
+    }
+    assert compile_kernel(work_list_kernel, types, constants, tmp_path).spilled_bytes == 0
+
+
+def test_combine(tmp_path: Path) -> None:
+    types = {"partial_outputs": "*fp32", "partial_lses": "*fp32", "row_splits": "*i32", "output": "*bf16"}
+    constants = {"HEAD_DIM": 128, "PADDED_DIM": 128, "HEADS": 8}
+    assert compile_kernel(combine_kernel, types, constants, tmp_path).spilled_bytes == 0
+
+
+def test_commit(tmp_path: Path) -> None:
+    types = {"staging": "*i16", "pages": "*i16", "tree_rows": "*i64", "slots": "*i64"}
+    constants = {"TOKEN_WORDS": 1024, "WORDS": 1024}
+    assert compile_kernel(commit_kernel, types, constants, tmp_path).spilled_bytes == 0

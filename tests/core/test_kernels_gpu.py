@@ -1,0 +1,86 @@
+"""The Triton kernels on a GPU: the cases of the interpreter, and what only a GPU can do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dflash_core.attention import RaggedBatch
+from dflash_core.attention.split_kv.attention import attend
+from dflash_core.attention.split_kv.device_batch import BatchSize, DeviceBatch
+from dflash_core.attention.split_kv.work_list import GridSize, HeadShape, make_work_list, work_list_of
+from tests.core.attention_cases import *  # noqa: F403
+from tests.core.attention_cases import BF16, MAX_ERROR, Case, batch_of, check, inputs_of, relative_error
+from tests.core.attention_oracle import dense_oracle
+from tests.core.commit_cases import *  # noqa: F403
+from tests.core.runner_cases import *  # noqa: F403
+
+pytestmark = pytest.mark.gpu
+
+LARGE = [
+    Case(128, BF16, 16, 32, 8, "t", num_sequences=2, max_rows=256, max_prefix_len=4000),
+    Case(128, BF16, 32, 32, 8, "ct", num_sequences=4, max_rows=64, max_prefix_len=4000, sliding_window=512),
+    Case(128, BF16, 64, 32, 8, "b", num_sequences=8, max_rows=16, max_prefix_len=2000),
+    Case(64, torch.float16, 16, 64, 4, "t", num_sequences=8, max_rows=16, max_prefix_len=2000, softcap=30.0),
+    Case(256, BF16, 16, 16, 8, "t", num_sequences=2, max_rows=64, max_prefix_len=2000, softcap=50.0),
+    Case(128, torch.float32, 16, 32, 8, "t", num_sequences=2, max_rows=64, max_prefix_len=2000),
+]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_large_batches(case: Case, device: torch.device) -> None:
+    rng = np.random.default_rng(case.max_rows)
+    check(case, batch_of(case, rng), rng, device)
+
+
+def test_a_captured_graph_serves_other_batches(device: torch.device) -> None:
+    rng = np.random.default_rng(12)
+    case = Case(128, BF16, 16, 32, 8, "t", num_sequences=4, max_rows=16, max_prefix_len=3000)
+    heads = HeadShape(32, 8, 128, BF16)
+    on_device = DeviceBatch(BatchSize(num_rows=64, num_sequences=6, max_blocks=200), device)
+    grid = GridSize.of(heads, 64, 6, 16, True, device)
+    static = padded_inputs(case, batch_of(case, rng), rng, device)
+
+    def layers() -> list[Tensor]:
+        work = make_work_list(on_device, heads, grid)
+        return [attend(*static, work, scale=0.1, sliding_window=window) for window in (None, 300)]
+
+    on_device.load(batch_of(case, rng))
+    layers()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = layers()
+    for _ in range(3):
+        batch = batch_of(case, rng)
+        for tensor, fresh in zip(static, padded_inputs(case, batch, rng, device), strict=True):
+            tensor.copy_(fresh)
+        on_device.load(batch)
+        graph.replay()
+        torch.cuda.synchronize()
+        real = [x[: batch.num_rows] for x in static[:3]]
+        for output, window in zip(outputs, (None, 300), strict=True):
+            expected = dense_oracle(*real, static[3], batch, 0.1, window, None)
+            assert relative_error(output[: batch.num_rows], expected) < MAX_ERROR[BF16]
+
+
+def test_inductor_compiles_a_layer_whole(device: torch.device) -> None:
+    rng = np.random.default_rng(13)
+    case = Case(64, BF16, 16, 8, 2, "t")
+    batch = batch_of(case, rng)
+    inputs = inputs_of(case, batch, rng, device)
+    work = work_list_of(batch, HeadShape(8, 2, 64, BF16), device)
+
+    def layer(query: Tensor, key: Tensor, value: Tensor, pages: Tensor) -> Tensor:
+        return attend(query * 2, key, value, pages, work, scale=0.3) + 1
+
+    compiled = torch.compile(layer, fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), layer(*inputs), rtol=1e-2, atol=1e-2)
+
+
+def padded_inputs(case: Case, batch: RaggedBatch, rng: np.random.Generator, device: torch.device) -> list[Tensor]:
+    query, key, value, pages = inputs_of(case, batch, rng, device)
+    rows = [torch.cat([x, x.new_zeros(64 - len(x), *x.shape[1:])]) for x in (query, key, value)]
+    return [*rows, pages]
