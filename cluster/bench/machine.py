@@ -6,13 +6,13 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 import torch
 
-_LIBRARIES = ("dflash-serve", "torch", "transformers", "numpy", "numba")
+_LIBRARIES = ("dflash-serve", "torch", "triton", "transformers", "numpy", "numba")
 
 
 def describe_machine() -> dict[str, str | int | float | None]:
@@ -27,7 +27,15 @@ def describe_machine() -> dict[str, str | int | float | None]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "commit": _commit(),
     }
-    return described | {f"{name} version": version(name) for name in _LIBRARIES}
+    return described | {f"{name} version": _version(name) for name in _LIBRARIES}
+
+
+def _version(name: str) -> str | None:
+    """None where it is not installed: this project itself, where it runs from its checkout."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -1,0 +1,1 @@
+"""Benchmarks of parts, each one command: `python -m benchmarks.NAME`. What they find goes to benchmarks/results."""
