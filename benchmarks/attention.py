@@ -26,22 +26,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.timing import copy_bytes_per_second, median_ms
 from cluster.bench.machine import describe_machine
 from dflash_core.attention import RaggedBatch, RowGroup, ragged_attention
+from dflash_core.attention.split_kv.work_list import HeadShape
 from dflash_core.trees.structure import end_rows
 
 ARMS = ("ours", "sdpa", "flex", "copy")
 KV_BLOCK_SIZE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-    @property
-    def token_bytes(self) -> int:
-        return 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +52,7 @@ class Finding:
 class Inputs:
     """One size's tensors: paged for ours, dense for the others."""
 
-    def __init__(self, size: Size, heads: Heads, device: torch.device) -> None:
+    def __init__(self, size: Size, heads: HeadShape, device: torch.device) -> None:
         rng = np.random.default_rng(0)
         num_rows, blocks = size.batch * size.nodes, -(-size.context // KV_BLOCK_SIZE)
         tables = rng.permutation(size.batch * blocks).astype(np.int32).reshape(size.batch, blocks)
@@ -125,7 +114,7 @@ def _random_depths(rng: np.random.Generator, num_nodes: int) -> np.ndarray[tuple
     return depths
 
 
-def measure(size: Size, heads: Heads, device: torch.device, copy_rate: float) -> Finding:
+def measure(size: Size, heads: HeadShape, device: torch.device, copy_rate: float) -> Finding:
     """All arms on the same inputs, one after another."""
     ms: dict[str, float | None] = {}
     outputs: dict[str, Tensor] = {}
@@ -137,7 +126,8 @@ def measure(size: Size, heads: Heads, device: torch.device, copy_rate: float) ->
             ms[arm] = median_ms(run, device)
         except torch.OutOfMemoryError:
             ms[arm] = None
-    ms["copy"] = size.batch * (size.context + size.nodes) * heads.token_bytes / copy_rate * 1e3
+    kv_bytes = 2 * size.batch * (size.context + size.nodes) * heads.num_kv_heads * heads.head_dim * heads.dtype.itemsize
+    ms["copy"] = kv_bytes / copy_rate * 1e3
     error = None
     if "sdpa" in outputs:
         expected = outputs["sdpa"].transpose(1, 2).flatten(0, 1).float()
@@ -197,7 +187,7 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
     torch.set_num_threads(1)  # the smallest sizes would else measure how threads are woken
-    heads = Heads(32, 8, 128, torch.bfloat16) if on_gpu else Heads(6, 2, 32, torch.float32)
+    heads = HeadShape(32, 8, 128, torch.bfloat16) if on_gpu else HeadShape(6, 2, 32, torch.float32)
     rate = copy_bytes_per_second(device)
     findings = [measure(size, heads, device, rate) for size in track(list(sizes(device)), description="attention")]
     Console(width=None if on_gpu else 120).print(table(findings))
