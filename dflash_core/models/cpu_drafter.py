@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from dflash_core.models.cpu_layers import CpuHeads, fuse_layers, has_plain_heads
 from dflash_core.models.cpu_linear import CpuLinear
-from dflash_core.models.cpu_norms import fuse_norms
 from dflash_core.models.drafter import Attend, DFlashAttention, DFlashDrafter
 
 
@@ -32,9 +31,8 @@ class CpuDFlashAttention(nn.Module):
 
 def fuse_drafter(drafter: DFlashDrafter) -> None:
     """Replaces what is replaced on the CPU; does nothing to a drafter elsewhere or not in fp32."""
-    fuse_norms(drafter)
+    fuse_layers(drafter)
     for layer in drafter.layers:
         attention = layer.self_attn
         if isinstance(attention, DFlashAttention) and has_plain_heads(attention):
             layer.self_attn = CpuDFlashAttention(attention)
-    fuse_layers(drafter)

@@ -20,7 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP
 from dflash_core.attention.ragged import ragged_attention
 from dflash_core.attention.registration import PagedStep, refuse_unknown_arguments
 from dflash_core.models.cpu_linear import CpuLinear, is_plain
-from dflash_core.models.cpu_norms import CpuRMSNorm, fast_jit
+from dflash_core.models.cpu_norms import CpuRMSNorm, fast_jit, fuse_norms
 
 Floats = npt.NDArray[np.float32]
 
@@ -127,11 +127,11 @@ class CpuAttention(nn.Module):
 
 
 def fuse_layers(model: nn.Module) -> None:
-    """Replaces the attention and MLP modules in `model` that compute exactly this, and its head.
+    """Replaces the norms, the attention and MLP modules in `model` that compute exactly this, and its head.
 
-    Norms are to be fused before. Does nothing for a model that is not on the CPU or not in fp32. The model is for
-    inference from then on.
+    Does nothing for a model that is not on the CPU or not in fp32. The model is for inference from then on.
     """
+    fuse_norms(model)  # first: `CpuHeads` takes their weights
     for name, module in list(model.named_modules()):
         if type(module) in (Qwen3Attention, LlamaAttention):
             if has_plain_heads(module):

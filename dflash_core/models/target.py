@@ -13,7 +13,6 @@ from dflash_core.attention.registration import PAGED_TREE, PagedStep, register_p
 from dflash_core.cache.pools import KvShape
 from dflash_core.errors import UnsupportedModel
 from dflash_core.models.cpu_layers import fuse_layers
-from dflash_core.models.cpu_norms import fuse_norms
 from dflash_core.models.target_support import check_supported
 
 _SAMPLED_BYTES = 4096
@@ -34,7 +33,6 @@ class TargetModel:
         model.eval().requires_grad_(False)
         model.set_attn_implementation(PAGED_TREE)
         self._fingerprint = _fingerprint(model)  # before anything is replaced, which depends on the device
-        fuse_norms(model)
         fuse_layers(model)
         self.model = model
         self.hidden_size: int = config.hidden_size
