@@ -19,8 +19,8 @@ def commit_rows(staging: Tensor, slots_of_pages: Tensor, tree_rows: Tensor, slot
     Args:
         staging: `[num_layers, 2, max_tree_rows, num_kv_heads, head_dim]`, contiguous.
         slots_of_pages: `[num_layers, 2, num_slots, num_kv_heads, head_dim]`, contiguous.
-        tree_rows: int64 `[n]`.
-        slots: int64 `[n]`, distinct; negative where there is nothing to commit, so that `n` may be a padded size.
+        tree_rows: int32 or int64 `[n]`.
+        slots: likewise, distinct; negative where there is nothing to commit, so that `n` may be a padded size.
     """
     assert staging.is_contiguous()
     assert slots_of_pages.is_contiguous()

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from dflash_core.contracts import SamplingParams
-
-# Below this temperature the noise is smaller than the rounding of a logit, and logits / T may overflow: greedy.
-LEAST_TEMPERATURE = 1e-5
-
-_WHOLE_VOCABULARY = 2**31 - 1
+from dflash_core.sampling.arrays import WHOLE_VOCABULARY, SamplingArrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +34,23 @@ class SamplingRows:
     @classmethod
     def of(cls, rows: Sequence[tuple[SamplingParams, int]], device: torch.device | str = "cpu") -> SamplingRows:
         """One `(params, position of the token being chosen)` for each row."""
-        sampled = [params for params, _ in rows if params.temperature >= LEAST_TEMPERATURE]
-        temperatures = [p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p, _ in rows]
-        border_widths = [p.top_k or _WHOLE_VOCABULARY for p in sampled if p.top_k > 0 or p.top_p < 1.0]
-        seeds = np.array([p.seed for p, _ in rows], dtype=np.uint64).view(np.int64)
+        params, positions = [params for params, _ in rows], [position for _, position in rows]
+        return cls.on(SamplingArrays.repeated(params, [1] * len(rows), positions), device)
+
+    @classmethod
+    def on(cls, arrays: SamplingArrays, device: torch.device | str = "cpu") -> SamplingRows:
+        """Those rows on a device."""
+        is_sampled = arrays.temperature > 0.0
+        has_border = is_sampled & ((arrays.top_k > 0) | (arrays.top_p < 1.0))
+        border_widths = np.where(arrays.top_k > 0, arrays.top_k, WHOLE_VOCABULARY)[has_border]
         return cls(
-            temperature=torch.tensor(temperatures, dtype=torch.float32, device=device),
-            top_k=torch.tensor([min(p.top_k, _WHOLE_VOCABULARY) for p, _ in rows], dtype=torch.int32, device=device),
-            top_p=torch.tensor([p.top_p for p, _ in rows], dtype=torch.float32, device=device),
-            min_p=torch.tensor([p.min_p for p, _ in rows], dtype=torch.float32, device=device),
-            seeds=torch.from_numpy(seeds).to(device),
-            positions=torch.tensor([position for _, position in rows], dtype=torch.int64, device=device),
-            any_sampled=bool(sampled),
-            any_truncated=any(p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0 for p in sampled),
-            border_width=max(border_widths, default=0),
+            temperature=torch.from_numpy(arrays.temperature).to(device),
+            top_k=torch.from_numpy(arrays.top_k).to(device),
+            top_p=torch.from_numpy(arrays.top_p).to(device),
+            min_p=torch.from_numpy(arrays.min_p).to(device),
+            seeds=torch.from_numpy(arrays.seeds).to(device),
+            positions=torch.from_numpy(arrays.positions).to(device),
+            any_sampled=bool(is_sampled.any()),
+            any_truncated=bool((has_border | (is_sampled & (arrays.min_p > 0.0))).any()),
+            border_width=int(border_widths.max(initial=0)),
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dflash_core.attention import AttentionBackend, RaggedBatch, RowGroup, ragged_attention
 from dflash_core.attention.split_kv.attention import attend, attention_op, is_interpreted
-from dflash_core.attention.split_kv.device_batch import BatchSize, DeviceBatch
+from dflash_core.attention.split_kv.device_batch import BatchSize, DeviceBatch, batch_arrays, fill_batch
 from dflash_core.attention.split_kv.tiles import CHUNK_UNIT
 from dflash_core.attention.split_kv.work_list import (
     GridSize,
@@ -25,6 +25,7 @@ from dflash_core.attention.split_kv.work_list import (
     work_list_of,
     work_list_op,
 )
+from dflash_core.staged_arrays import StagedArrays
 from tests.core.attention_oracle import dense_oracle, random_batch, random_inputs
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -151,12 +152,14 @@ def test_padding_changes_nothing_and_gives_zeros(device: torch.device) -> None:
     case = Case(32, FP32, 16, 4, 2, max_prefix_len=500)
     heads = HeadShape(4, 2, 32, FP32)
     size = BatchSize(num_rows=64, num_sequences=6, max_blocks=40)
-    padded = DeviceBatch(size, device)
+    staged = StagedArrays(batch_arrays(size), device)
+    padded = DeviceBatch.view(staged, size)
     grid = GridSize.of(heads, size.num_rows, size.num_sequences, 32, False, device)
     for _ in range(2):  # the second batch finds what the first one left behind
         batch = batch_of(case, rng)
         query, key, value, pages = inputs_of(case, batch, rng, device)
-        padded.load(batch)
+        fill_batch(staged, batch, size)
+        staged.send(batch.num_sequences)
         work = make_work_list(padded, heads, grid)
         rows = [torch.cat([x, x.new_full((64 - len(x), *x.shape[1:]), torch.nan)]) for x in (query, key, value)]
         got = attend(*rows, pages, work, scale=0.3)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dflash_core.attention import RaggedBatch
 from dflash_core.attention.split_kv.attention import attend
-from dflash_core.attention.split_kv.device_batch import BatchSize, DeviceBatch
+from dflash_core.attention.split_kv.device_batch import BatchSize, DeviceBatch, batch_arrays, fill_batch
 from dflash_core.attention.split_kv.work_list import GridSize, HeadShape, make_work_list, work_list_of
+from dflash_core.staged_arrays import StagedArrays
 from tests.core.attention_cases import *  # noqa: F403
 from tests.core.attention_cases import BF16, MAX_ERROR, Case, batch_of, check, inputs_of, relative_error
 from tests.core.attention_oracle import dense_oracle
@@ -39,7 +40,9 @@ def test_a_captured_graph_serves_other_batches(device: torch.device) -> None:
     rng = np.random.default_rng(12)
     case = Case(128, BF16, 16, 32, 8, "t", num_sequences=4, max_rows=16, max_prefix_len=3000)
     heads = HeadShape(32, 8, 128, BF16)
-    on_device = DeviceBatch(BatchSize(num_rows=64, num_sequences=6, max_blocks=200), device)
+    size = BatchSize(num_rows=64, num_sequences=6, max_blocks=200)
+    staged = StagedArrays(batch_arrays(size), device)
+    on_device = DeviceBatch.view(staged, size)
     grid = GridSize.of(heads, 64, 6, 16, True, device)
     static = padded_inputs(case, batch_of(case, rng), rng, device)
 
@@ -47,7 +50,8 @@ def test_a_captured_graph_serves_other_batches(device: torch.device) -> None:
         work = make_work_list(on_device, heads, grid)
         return [attend(*static, work, scale=0.1, sliding_window=window) for window in (None, 300)]
 
-    on_device.load(batch_of(case, rng))
+    fill_batch(staged, batch_of(case, rng), size)
+    staged.send()
     layers()  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -57,7 +61,8 @@ def test_a_captured_graph_serves_other_batches(device: torch.device) -> None:
         batch = batch_of(case, rng)
         for tensor, fresh in zip(static, padded_inputs(case, batch, rng, device), strict=True):
             tensor.copy_(fresh)
-        on_device.load(batch)
+        fill_batch(staged, batch, size)
+        staged.send(batch.num_sequences)
         graph.replay()
         torch.cuda.synchronize()
         real = [x[: batch.num_rows] for x in static[:3]]

@@ -1,21 +1,18 @@
-"""A ragged batch on the device: one int32 buffer, filled by one copy a round, at addresses that need not change.
+"""A ragged batch on the device, padded to sizes that one CUDA graph can serve.
 
-A CUDA graph is captured once per padded size and reads the same buffer ever after. Sequences beyond the batch's own
-have no rows, and rows beyond them belong to no sequence: attention gives zeros for those.
+Sequences beyond the batch's own have no rows, and rows beyond them belong to no sequence: attention gives zeros for
+those.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dflash_core.attention.batch import RaggedBatch
-
-_ALIGNMENT = 32  # int32 words: Triton compiles another kernel for pointers that are not aligned to 16 bytes
+from dflash_core.staged_arrays import ArraySpec, StagedArrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,7 @@ class BatchSize:
         )
 
 
+@dataclass(frozen=True, slots=True)
 class DeviceBatch:
     """`RaggedBatch`'s arrays as int32 tensors of a padded size."""
 
@@ -48,40 +46,61 @@ class DeviceBatch:
     first_row: Tensor  # [num_rows]
     end_row: Tensor  # [num_rows]
 
-    def __init__(self, size: BatchSize, device: torch.device) -> None:
-        rows, sequences = size.num_rows, size.num_sequences
-        shapes = [(sequences + 1,), (sequences,), (sequences, size.max_blocks), (rows,), (rows,), (rows,)]
-        counts = [int(np.prod(shape)) for shape in shapes]
-        starts = np.cumsum([0, *(-(-count // _ALIGNMENT) * _ALIGNMENT for count in counts)]).tolist()
-        self.size = size
-        self._buffer = torch.zeros(starts[-1], dtype=torch.int32, device=device)
-        self._staging = torch.zeros(starts[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
-        staged = self._staging.numpy()
-        tensors, self._arrays = [], list[npt.NDArray[np.int32]]()
-        for start, count, shape in zip(starts, counts, shapes, strict=False):
-            tensors.append(self._buffer[start : start + count].view(shape))
-            self._arrays.append(staged[start : start + count].reshape(shape))
-        self.cu_rows, self.prefix_lens, self.block_tables, self.positions, self.first_row, self.end_row = tensors
+    @property
+    def num_rows(self) -> int:
+        return len(self.positions)
 
     @classmethod
     def of(cls, batch: RaggedBatch, device: torch.device) -> DeviceBatch:
-        """Exactly as large as the batch, and loaded with it."""
-        device_batch = cls(BatchSize.of(batch), device)
-        device_batch.load(batch)
-        return device_batch
-
-    def load(self, batch: RaggedBatch) -> None:
-        """Starts the copy of `batch`. The last one must have ended: its staging memory is used again."""
+        """Exactly as large as the batch."""
         size = BatchSize.of(batch)
-        assert self.size.holds(size), f"a batch of {size} does not fit {self.size}"
-        cu_rows, prefix_lens, block_tables, positions, first_row, end_row = self._arrays
-        for array in self._arrays:
-            array.fill(0)
-        cu_rows.fill(batch.num_rows)
-        cu_rows[: size.num_sequences + 1] = batch.cu_rows
-        prefix_lens[: size.num_sequences] = batch.prefix_lens
-        block_tables[: size.num_sequences, : size.max_blocks] = batch.block_tables
-        positions[: size.num_rows] = batch.positions
-        first_row[: size.num_rows] = batch.first_row
-        end_row[: size.num_rows] = batch.end_row
-        self._buffer.copy_(self._staging, non_blocking=True)
+        staged = StagedArrays(batch_arrays(size), device)
+        fill_batch(staged, batch, size)
+        staged.send()
+        return cls.view(staged, size)
+
+    @classmethod
+    def view(cls, staged: StagedArrays, size: BatchSize) -> DeviceBatch:
+        """The first rows and sequences of `staged`, which has the arrays of `batch_arrays` and may be larger."""
+        device = staged.device
+        return cls(
+            cu_rows=device["cu_rows"][: size.num_sequences + 1],
+            prefix_lens=device["prefix_lens"][: size.num_sequences],
+            block_tables=device["block_tables"][: size.num_sequences],
+            positions=device["positions"][: size.num_rows],
+            first_row=device["first_row"][: size.num_rows],
+            end_row=device["end_row"][: size.num_rows],
+        )
+
+
+def batch_arrays(size: BatchSize) -> dict[str, ArraySpec]:
+    """What a batch needs of `StagedArrays`; `block_tables`, by far the largest, is last, and sent only in part."""
+    rows, sequences = size.num_rows, size.num_sequences
+    return {
+        "positions": ArraySpec((rows,)),
+        "first_row": ArraySpec((rows,)),
+        "end_row": ArraySpec((rows,)),
+        "prefix_lens": ArraySpec((sequences,)),
+        "cu_rows": ArraySpec((sequences + 1,)),
+        "block_tables": ArraySpec((sequences, size.max_blocks)),
+    }
+
+
+def fill_batch(staged: StagedArrays, batch: RaggedBatch, size: BatchSize) -> None:
+    """Writes `batch`, padded to `size`, into the host's arrays."""
+    real = BatchSize.of(batch)
+    assert size.holds(real), f"a batch of {real} does not fit {size}"
+    host = staged.host
+    for name, values in (
+        ("positions", batch.positions),
+        ("first_row", batch.first_row),
+        ("end_row", batch.end_row),
+    ):
+        host[name][: real.num_rows] = values
+        host[name][real.num_rows : size.num_rows] = 0
+    host["prefix_lens"][: real.num_sequences] = batch.prefix_lens
+    host["prefix_lens"][real.num_sequences : size.num_sequences] = 0
+    host["cu_rows"][: real.num_sequences + 1] = batch.cu_rows
+    host["cu_rows"][real.num_sequences + 1 : size.num_sequences + 1] = real.num_rows
+    # Blocks beyond a sequence's own are never read: what stands there from earlier rounds may stay.
+    host["block_tables"][: real.num_sequences, : real.max_blocks] = batch.block_tables

@@ -81,7 +81,7 @@ def make_work_list(batch: DeviceBatch, heads: HeadShape, grid: GridSize) -> Work
     items, row_splits, header = work_list_op(
         batch.cu_rows,
         batch.prefix_lens,
-        batch.size.num_rows,
+        batch.num_rows,
         heads.num_kv_heads,
         heads.group_size,
         grid.tile_rows,

@@ -8,17 +8,17 @@ import triton.language as tl
 def commit_kernel(
     staging,  # words [planes, max_tree_rows, token_words], a plane being one layer's keys or values
     pages,  # words [planes, num_slots, token_words]
-    tree_rows,  # int64 [num_rows]
-    slots,  # int64 [num_rows]; negative: the row is not committed
+    tree_rows,  # int32 or int64 [num_rows]
+    slots,  # likewise; negative: the row is not committed
     staging_plane_words,
     pages_plane_words,
     TOKEN_WORDS: tl.constexpr,
     WORDS: tl.constexpr,  # copied together
 ):
-    slot = tl.load(slots + tl.program_id(0))
+    slot = tl.load(slots + tl.program_id(0)).to(tl.int64)
     if slot < 0:
         return
-    row = tl.load(tree_rows + tl.program_id(0))
+    row = tl.load(tree_rows + tl.program_id(0)).to(tl.int64)
     plane = tl.program_id(1).to(tl.int64)
     source = staging + plane * staging_plane_words + row * TOKEN_WORDS
     destination = pages + plane * pages_plane_words + slot * TOKEN_WORDS

@@ -1,0 +1,45 @@
+"""`SamplingArrays`: how the token of each row is chosen, as arrays of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dflash_core.contracts import SamplingParams
+
+# Below this temperature the noise is smaller than the rounding of a logit, and logits / T may overflow: greedy.
+LEAST_TEMPERATURE = 1e-5
+
+WHOLE_VOCABULARY = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingArrays:
+    temperature: npt.NDArray[np.float32]  # [rows]; 0 is greedy
+    top_k: npt.NDArray[np.int32]  # [rows]; 0 is off
+    top_p: npt.NDArray[np.float32]  # [rows]; 1 is off
+    min_p: npt.NDArray[np.float32]  # [rows]; 0 is off
+    seeds: npt.NDArray[np.int64]  # [rows], the bit pattern of unsigned 64-bit seeds
+    positions: npt.NDArray[np.int64]  # [rows], of the token being chosen
+
+    @classmethod
+    def repeated(
+        cls, params: Sequence[SamplingParams], counts: Sequence[int] | npt.NDArray[np.integer], positions: npt.ArrayLike
+    ) -> SamplingArrays:
+        """Each of `params` for as many rows as `counts` says; `positions [rows]` are those of the tokens chosen."""
+        each = [(p.temperature, min(p.top_k, WHOLE_VOCABULARY), p.top_p, p.min_p) for p in params]
+        columns = np.array(each, np.float64).reshape(-1, 4).T
+        temperature = columns[0].astype(np.float32)
+        temperature[columns[0] < LEAST_TEMPERATURE] = 0.0
+        seeds = np.array([p.seed for p in params], np.uint64).view(np.int64)
+        return cls(
+            temperature=np.repeat(temperature, counts),
+            top_k=np.repeat(columns[1].astype(np.int32), counts),
+            top_p=np.repeat(columns[2].astype(np.float32), counts),
+            min_p=np.repeat(columns[3].astype(np.float32), counts),
+            seeds=np.repeat(seeds, counts),
+            positions=np.asarray(positions, np.int64),
+        )

@@ -1,0 +1,1 @@
+"""The Triton kernel of the verification walk; what launches it stands one folder up."""
