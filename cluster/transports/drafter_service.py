@@ -27,7 +27,7 @@ from cluster.wire.drafts import (
     draft_result_to_pb,
     drafter_info_to_pb,
 )
-from dflash_core.contracts import ContextAck, ContextChunk, Draft, DraftRequest, DraftResult, SequenceKey
+from dflash_core.contracts import Draft, DraftRequest, DraftResult, SequenceKey
 from dflash_core.errors import DFlashError
 from protos import drafter_pb2, drafter_pb2_grpc
 
@@ -175,7 +175,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
         try:
             async for batch in request_iterator:
                 chunks = [context_chunk_from_pb(chunk) for chunk in batch.chunks]
-                acks = await loop.run_in_executor(self._executor, self._run_append, chunks)
+                acks = await loop.run_in_executor(self._executor, self._runner.append_context, chunks)
                 for ack in acks:
                     self._held.appended(ack)
                 fed.update(ack.key for ack in acks)
@@ -184,9 +184,6 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
             await context.abort(grpc_status(error), error.message)
         finally:
             self._held.source_broke(fed)
-
-    def _run_append(self, chunks: list[ContextChunk]) -> list[ContextAck]:
-        return [self._runner.append_context(chunk) for chunk in chunks]
 
 
 def _failed(request: DraftRequest, error: Exception) -> DraftResult:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from cluster.transports.runner_protocols import DrafterModelRunner, TargetModelRunner, run_draft_request
 from dflash_core.contracts import (
+    ContextAck,
     ContextChunk,
     ContextSink,
     DrafterInfo,
@@ -64,11 +65,7 @@ class InProcessDrafter:
 
     def append_context(self, chunks: list[ContextChunk]) -> None:
         """Queues the chunks before any draft that is asked for from now on; callable from any thread."""
-        self._executor.submit(self._append, chunks).add_done_callback(_log_failure)
-
-    def _append(self, chunks: list[ContextChunk]) -> None:
-        for chunk in chunks:
-            self._runner.append_context(chunk)
+        self._executor.submit(self._runner.append_context, chunks).add_done_callback(_log_failure)
 
 
 class InProcessContextSink:
@@ -83,7 +80,7 @@ class InProcessContextSink:
             drafter.append_context(chunks)
 
 
-def _log_failure(future: Future[None]) -> None:
+def _log_failure(future: Future[list[ContextAck]]) -> None:
     # The drafter finds the gap by itself and reports `missing_from`; here only the cause is told.
     if not future.cancelled() and (error := future.exception()) is not None:
         logger.error("a drafter did not take context features", exc_info=error)

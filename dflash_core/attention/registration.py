@@ -1,6 +1,6 @@
 """Our attention as an attention implementation of `transformers`: `attn_implementation="paged_tree"`.
 
-Arguments that a model's forward does not know pass down to its attention function: so `PagedStep` travels as the
+Arguments that a model's forward does not know pass down to its attention function: so an `AttentionStep` travels as the
 keyword argument `paged_step`, and no mask is built (transformers makes masks only for implementations that register
 a mask function).
 """
@@ -8,6 +8,7 @@ a mask function).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -24,18 +25,56 @@ PAGED_TREE = "paged_tree"  # a name with "flash" in it would make transformers l
 _IGNORED_ARGUMENTS = frozenset({"position_ids", "use_cache", "cache_position", "output_attentions"})
 
 
+class AttentionStep(Protocol):
+    """One forward, as each of its attention layers sees it."""
+
+    def attend(
+        self,
+        layer_idx: int,
+        query: Tensor,  # [num_rows, num_heads, head_dim]
+        key: Tensor,  # [num_rows, num_kv_heads, head_dim]
+        value: Tensor,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention of the packed rows, `[num_rows, num_heads, head_dim]`; then keeps their keys and values."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class PagedStep:
-    """One forward: its rows, and where their keys and values go. Prefill rows come first, tree rows after them."""
+    """A step of `HostPass`: its rows, and where their keys and values go. Prefill rows come first, tree rows after."""
 
     batch: RaggedBatch
     pool: KvPool
     num_prefill_rows: int
     prefill_slots: Tensor  # [num_prefill_rows] int64
-    backend: AttentionBackend = AttentionBackend.AUTO
 
-    def store(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
-        """Prefill rows to pages at once, tree rows to the staging buffer. Both `[num_rows, num_kv_heads, head_dim]`."""
+    def attend(
+        self,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Implements `AttentionStep`: prefill rows go to pages at once, tree rows to the staging buffer."""
+        output = ragged_attention(
+            query,
+            key,
+            value,
+            self.pool.layer(layer_idx),
+            self.batch,
+            scale=scale,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            backend=AttentionBackend.TORCH,
+        )
         split = self.num_prefill_rows
         if split == 0:
             self.pool.stage(layer_idx, key, value)
@@ -44,6 +83,7 @@ class PagedStep:
         else:
             self.pool.write(layer_idx, self.prefill_slots, key[:split], value[:split])
             self.pool.stage(layer_idx, key[split:], value[split:])
+        return output
 
 
 def register_paged_tree() -> None:
@@ -58,7 +98,7 @@ def paged_tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    paged_step: PagedStep,
+    paged_step: AttentionStep,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -75,19 +115,15 @@ def paged_tree_attention(
         raise UnsupportedModel(f"attention dropout {dropout}: the model is in training mode")
     layer_idx = module.layer_idx
     assert isinstance(layer_idx, int)
-    rows_key, rows_value = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    output = ragged_attention(
+    output = paged_step.attend(
+        layer_idx,
         query[0].transpose(0, 1),
-        rows_key,
-        rows_value,
-        paged_step.pool.layer(layer_idx),
-        paged_step.batch,
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         sliding_window=sliding_window,
         softcap=softcap,
-        backend=paged_step.backend,
     )
-    paged_step.store(layer_idx, rows_key, rows_value)
     return output.unsqueeze(0), None
 
 

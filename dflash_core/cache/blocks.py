@@ -46,6 +46,12 @@ class BlockManager:
         """Tokens the table could hold if it got every free block."""
         return (len(block_table) + len(self._free)) * self.kv_block_size
 
+    def trim(self, block_table: list[int], num_tokens: int) -> None:
+        """Gives back the blocks at the table's end that `num_tokens` do not need."""
+        surplus = block_table[self.blocks_for(num_tokens) :]
+        del block_table[len(block_table) - len(surplus) :]
+        self.free(surplus)
+
     def free(self, block_table: list[int]) -> None:
         """Gives all blocks of the table back and empties it."""
         while block_table:

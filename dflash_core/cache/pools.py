@@ -49,9 +49,9 @@ class KvPool:
         # Zeros, not empty: attention reads padding keys, whose weight is 0, and 0 · NaN would be NaN.
         self.pages = torch.zeros(layers, 2, num_blocks, kv_block_size, *token, dtype=shape.dtype, device=device)
         self.staging = torch.zeros(layers, 2, max_tree_rows, *token, dtype=shape.dtype, device=device)
-        self._slots = self.pages.view(layers, 2, num_blocks * kv_block_size, *token)
+        self.slots = self.pages.view(layers, 2, num_blocks * kv_block_size, *token)
         self._layer_pages = self.pages.unbind(0)
-        self._layer_slots = [tuple(layer.unbind(0)) for layer in self._slots.unbind(0)]
+        self._layer_slots = [tuple(layer.unbind(0)) for layer in self.slots.unbind(0)]
         self._layer_staging = [tuple(layer.unbind(0)) for layer in self.staging.unbind(0)]
 
     def layer(self, layer_idx: int) -> Tensor:
@@ -72,12 +72,7 @@ class KvPool:
 
     def commit(self, tree_rows: Tensor, slots: Tensor) -> None:
         """Moves staged rows `tree_rows [n]` of all layers to `slots [n]` (both int64)."""
-        if self.pages.is_cuda:
-            from dflash_core.cache.commit import commit_rows  # here, because Triton exists on Linux only
-
-            commit_rows(self.staging, self._slots, tree_rows, slots)
-            return
-        self._slots.index_copy_(2, slots, self.staging.index_select(2, tree_rows))
+        self.slots.index_copy_(2, slots, self.staging.index_select(2, tree_rows))
 
 
 class FeaturePool:
@@ -86,12 +81,12 @@ class FeaturePool:
     def __init__(
         self, num_blocks: int, kv_block_size: int, hidden_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._slots = torch.zeros(num_blocks * kv_block_size, hidden_size, dtype=dtype, device=device)
+        self.slots = torch.zeros(num_blocks * kv_block_size, hidden_size, dtype=dtype, device=device)
 
     def write(self, slots: Tensor, features: Tensor) -> None:
         """Stores `features [n, hidden_size]` at `slots [n]` (int64)."""
-        self._slots.index_copy_(0, slots, features)
+        self.slots.index_copy_(0, slots, features)
 
     def read(self, slots: Tensor) -> Tensor:
         """A copy `[n, hidden_size]` of what stands at `slots [n]` (int64)."""
-        return self._slots.index_select(0, slots)
+        return self.slots.index_select(0, slots)

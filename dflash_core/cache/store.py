@@ -1,4 +1,4 @@
-"""Writing a round's rows on a GPU, as operators that compilers and CUDA graphs take.
+"""Writing a round's rows on a GPU, in ways that CUDA graphs take.
 
 Slots are on the device and may be negative: so a padded row, or one that was not accepted, is written nowhere, and no
 shape depends on what the round holds.
@@ -16,54 +16,42 @@ _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # numbers are moved as
 _WORDS_TOGETHER = 1024
 
 
-@torch.library.custom_op("dflash::store_rows", mutates_args=("pages", "staging"))
 def store_rows(
-    key: Tensor, value: Tensor, pages: Tensor, staging: Tensor, layer_idx: int, page_slots: Tensor, staged_rows: Tensor
+    key: Tensor, value: Tensor, pages: Tensor, staging: Tensor, page_slots: Tensor, staged_rows: Tensor
 ) -> None:
-    """Puts a layer's keys and values into its pages or into the staging buffer.
-
-    The pool comes whole, with the layer's number: a compiler that saw each layer's part as a tensor of its own would
-    have to prove that writing to one leaves the others alone.
+    """Puts a layer's keys and values into its pages or into its part of the staging buffer.
 
     Args:
         key, value: `[num_rows, num_kv_heads, head_dim]`, the last dimension without gaps.
-        pages: `[num_layers, 2, num_blocks, kv_block_size, num_kv_heads, head_dim]`, contiguous.
-        staging: `[num_layers, 2, max_tree_rows, num_kv_heads, head_dim]`, contiguous.
+        pages: `[2, num_blocks, kv_block_size, num_kv_heads, head_dim]`, the last three dimensions without gaps.
+        staging: `[2, max_tree_rows, num_kv_heads, head_dim]`, likewise.
         page_slots: int32 `[num_rows]`; negative for rows that do not go to pages.
         staged_rows: int32 `[num_rows]`; where those go in the staging buffer, negative for nowhere.
     """
-    assert pages.is_contiguous()
-    assert staging.is_contiguous()
+    assert pages[0].is_contiguous()
+    assert staging[0].is_contiguous()
     num_rows, num_kv_heads, head_dim = key.shape
     words = _WORDS[key.element_size()]
     key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (key, value))
-    layer_pages, layer_staging = pages[layer_idx], staging[layer_idx]
     store_kernel[(num_rows, 2)](
         key.view(words),
         value.view(words),
-        layer_pages.view(words),
-        layer_staging.view(words),
+        pages.view(words),
+        staging.view(words),
         page_slots,
         staged_rows,
         key.stride(0),
         key.stride(1),
         value.stride(0),
         value.stride(1),
-        layer_pages.stride(0),
-        layer_staging.stride(0),
+        pages.stride(0),
+        staging.stride(0),
         num_kv_heads,
         HEAD_DIM=head_dim,
         PADDED_DIM=triton.next_power_of_2(head_dim),
         PADDED_HEADS=triton.next_power_of_2(num_kv_heads),
         num_warps=4,
     )
-
-
-@store_rows.register_fake
-def _(
-    key: Tensor, value: Tensor, pages: Tensor, staging: Tensor, layer_idx: int, page_slots: Tensor, staged_rows: Tensor
-) -> None:
-    return None
 
 
 @torch.library.custom_op("dflash::scatter_rows", mutates_args=("destination",))

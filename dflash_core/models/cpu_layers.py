@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP
 
-from dflash_core.attention.ragged import ragged_attention
-from dflash_core.attention.registration import PagedStep, refuse_unknown_arguments
+from dflash_core.attention.registration import AttentionStep, refuse_unknown_arguments
 from dflash_core.models.cpu_linear import CpuLinear, is_plain
 from dflash_core.models.cpu_norms import CpuRMSNorm, fast_jit, fuse_norms
 
@@ -103,7 +102,7 @@ class CpuAttention(nn.Module):
         attention_mask: Tensor | None = None,
         past_key_values: object = None,
         *,
-        paged_step: PagedStep,
+        paged_step: AttentionStep,
         **others: object,
     ) -> tuple[Tensor, None]:
         """As the module it replaces. Raises `UnsupportedModel` for an argument that is not implemented."""
@@ -112,17 +111,9 @@ class CpuAttention(nn.Module):
         refuse_unknown_arguments(others)
         cos, sin = position_embeddings
         query, key, value = self.heads(hidden_states[0], cos[0], sin[0])
-        output = ragged_attention(
-            query,
-            key,
-            value,
-            paged_step.pool.layer(self.layer_idx),
-            paged_step.batch,
-            scale=self._scale,
-            sliding_window=self._sliding_window,
-            backend=paged_step.backend,
+        output = paged_step.attend(
+            self.layer_idx, query, key, value, scale=self._scale, sliding_window=self._sliding_window, softcap=None
         )
-        paged_step.store(self.layer_idx, key, value)
         return self.output(output.reshape(len(output), -1)).unsqueeze(0), None
 
 

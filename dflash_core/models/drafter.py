@@ -63,11 +63,11 @@ class DFlashAttention(nn.Module):
 
     def key_value(self, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys and values of context features or of a block's normed states, by the same projections."""
-        key = _rotate(self.k_norm(self._heads(self.k_proj(states))), cos, sin)
+        key = rotate(self.k_norm(self._heads(self.k_proj(states))), cos, sin)
         return key, self._heads(self.v_proj(states))
 
     def forward(self, states: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        query = _rotate(self.q_norm(self._heads(self.q_proj(states))), cos, sin)
+        query = rotate(self.q_norm(self._heads(self.q_proj(states))), cos, sin)
         key, value = self.key_value(states, cos, sin)
         output: Tensor = self.o_proj(attend(self.layer_idx, query, key, value).flatten(-2))
         return output
@@ -147,7 +147,7 @@ def qwen3_config(config: DrafterConfig) -> Qwen3Config:
     )
 
 
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of `[..., rows, heads, head_dim]` by cos and sin `[..., rows, head_dim]`."""
     half_turned: Tensor = rotate_half(heads)
     return heads * cos.unsqueeze(-2) + half_turned * sin.unsqueeze(-2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,15 +56,18 @@ class EmbeddingAndHead:
         tensors = {name: tensor.to(device, dtype) for name, tensor in stored.items()}
         embedding = tensors[embedding_name]
         head = embedding if head_name is None else tensors[head_name]
-        is_on_cpu = head.device.type == "cpu" and dtype == torch.float32
         return cls(
             embedding=embedding,
             head=head,
             head_bias=None if bias_name is None else tensors[bias_name],
-            cpu_head=CpuLinear(head) if is_on_cpu and bias_name is None else None,
             embedding_scale=None if config.embedding_scale == 1.0 else embedding.new_tensor(config.embedding_scale),
             logit_softcap=config.logit_softcap,
         )
+
+    def packed_for_cpu(self) -> EmbeddingAndHead:
+        """With a head that is faster on the CPU in fp32, where this one is there; else as it is."""
+        is_plain = self.head.device.type == "cpu" and self.head.dtype == torch.float32 and self.head_bias is None
+        return replace(self, cpu_head=CpuLinear(self.head)) if is_plain else self
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """`[...]` int64 to `[..., hidden]`."""

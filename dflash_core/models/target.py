@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dflash_core.attention.registration import PAGED_TREE, PagedStep, register_paged_tree
+from dflash_core.attention.registration import PAGED_TREE, AttentionStep, register_paged_tree
 from dflash_core.cache.pools import KvShape
 from dflash_core.errors import UnsupportedModel
-from dflash_core.models.cpu_layers import fuse_layers
 from dflash_core.models.target_support import check_supported
 
 _SAMPLED_BYTES = 4096
 """Bytes of each tensor that enter the fingerprint: enough to tell checkpoints apart, little enough for large ones."""
+
+
+class TargetOutput(NamedTuple):
+    logits: Tensor  # [len(logit_rows), vocab_size]
+    captured: list[Tensor]  # [num_rows, hidden_size] each, in the order of `target_layer_ids`
+
+    def features_of(self, rows: Tensor | slice) -> Tensor:
+        """`[len(rows), num_captured · hidden_size]`, layer after layer: what `ContextProjection` takes."""
+        return torch.cat([hidden[rows] for hidden in self.captured], dim=-1)
 
 
 class TargetModel:
@@ -25,16 +34,23 @@ class TargetModel:
     Layer id i stands for the output of decoder layer i counted from 0; for the last layer, after the final norm.
     """
 
-    def __init__(self, model: PreTrainedModel, target_layer_ids: Sequence[int] = (), max_rows: int = 1024) -> None:
-        """Takes the model over: sets its attention and hooks its layers. Raises `UnsupportedModel`."""
+    def __init__(
+        self, model: PreTrainedModel, target_layer_ids: Sequence[int], fuse: Callable[[nn.Module], None]
+    ) -> None:
+        """Takes the model over: sets its attention and hooks its layers. Raises `UnsupportedModel`.
+
+        `fuse` replaces modules by faster ones that compute the same.
+        """
         config = model.config
         check_supported(config)
         register_paged_tree()
         model.eval().requires_grad_(False)
         model.set_attn_implementation(PAGED_TREE)
         self._fingerprint = _fingerprint(model)  # before anything is replaced, which depends on the device
-        fuse_layers(model)
+        fuse(model)
         self.model = model
+        self.name: str = config.model_type
+        self.num_heads: int = config.num_attention_heads
         self.hidden_size: int = config.hidden_size
         self.num_layers: int = config.num_hidden_layers
         self.max_model_len: int = config.max_position_embeddings
@@ -44,9 +60,7 @@ class TargetModel:
         num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.kv_shape = KvShape(self.num_layers, num_kv_heads, head_dim, self.dtype)
-        self._captured = torch.zeros(
-            max_rows, len(target_layer_ids), self.hidden_size, dtype=self.dtype, device=self.device
-        )
+        self._taken: dict[int, Tensor] = {}  # what the hooks of a running forward have seen
         self._hook(target_layer_ids)
 
     @property
@@ -58,9 +72,8 @@ class TargetModel:
             return ()
         return (given,) if isinstance(given, int) else tuple(given)
 
-    def forward(self, token_ids: Tensor, positions: Tensor, step: PagedStep, logit_rows: Tensor) -> Tensor:
-        """Runs the rows `token_ids [num_rows]` at `positions [num_rows]`; logits `[len(logit_rows), vocab_size]` of
-        those rows (all int64). `captured` then holds the same rows."""
+    def forward(self, token_ids: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> TargetOutput:
+        """Runs the rows `token_ids [num_rows]` at `positions [num_rows]`, with logits of `logit_rows` (all int64)."""
         output = self.model(
             input_ids=token_ids.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
@@ -68,19 +81,16 @@ class TargetModel:
             logits_to_keep=logit_rows,
             paged_step=step,
         )
-        logits: Tensor = output.logits[0]
-        return logits
-
-    def captured(self, rows: Tensor) -> Tensor:
-        """`[len(rows), num_captured · hidden_size]`: of the last forward's `rows` (int64), layer after layer."""
-        return self._captured.index_select(0, rows).flatten(1)
+        captured = [self._taken[place] for place in range(len(self._taken))]
+        self._taken.clear()
+        return TargetOutput(output.logits[0], captured)
 
     def fingerprint(self) -> str:
         """A hash of every tensor's name, shape, dtype and some of its values, as loaded."""
         return self._fingerprint
 
     def _hook(self, target_layer_ids: Sequence[int]) -> None:
-        """Copies into a static buffer: a hook's output is not kept by a compiled or graph-captured forward."""
+        """Before any compilation: hooks that come later are silently left out of a compiled forward."""
         decoder = self.model.get_decoder()
         layers, norm = getattr(decoder, "layers", None), getattr(decoder, "norm", None)
         if not isinstance(layers, nn.ModuleList) or norm is None:
@@ -88,7 +98,7 @@ class TargetModel:
         assert all(0 <= i < len(layers) for i in target_layer_ids), f"{target_layer_ids} of {len(layers)} layers"
         for place, layer_id in enumerate(target_layer_ids):
             module = norm if layer_id == len(layers) - 1 else layers[layer_id]
-            module.register_forward_hook(_copy_into(self._captured[:, place]))
+            module.register_forward_hook(_put_into(self._taken, place))
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
@@ -101,11 +111,10 @@ def _fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _copy_into(buffer: Tensor) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
-    """A hook that copies a layer's output `[1, num_rows, hidden_size]` to the first rows of `buffer`."""
+def _put_into(taken: dict[int, Tensor], place: int) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
+    """A hook that keeps a layer's output `[1, num_rows, hidden_size]`."""
 
     def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        buffer[: hidden.shape[1]] = hidden[0]
+        taken[place] = (output[0] if isinstance(output, tuple) else output)[0]
 
     return hook

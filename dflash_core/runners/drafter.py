@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dflash_core.attention import AttentionBackend, RaggedBatch, RowGroup, ragged_attention
+from dflash_core.attention.backend import AttentionBackend, picks_triton
 from dflash_core.contracts import ContextAck, ContextChunk, Draft, DraftBlock, DrafterInfo, SamplingParams, SequenceKey
 from dflash_core.errors import ProtocolError
 from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
@@ -16,15 +16,16 @@ from dflash_core.models.cpu_drafter import fuse_drafter
 from dflash_core.models.drafter import DFlashDrafter
 from dflash_core.models.drafter_config import DrafterConfig
 from dflash_core.models.drafter_files import load_drafter
+from dflash_core.models.fused_layers import fuse_drafter_products
 from dflash_core.models.shared_tensors import EmbeddingAndHead, fc_fingerprint
 from dflash_core.models.target_loading import tokenizer_size
 from dflash_core.raw_tensor import from_raw, to_raw
 from dflash_core.runners.devices import pick_device, pick_dtype
-from dflash_core.runners.drafter_context import DrafterContext, context_blocks
+from dflash_core.runners.draft_pass import BlockRows, ContextWriter, DraftPass
+from dflash_core.runners.drafter_context import DrafterContext, NewContext, context_blocks
+from dflash_core.runners.host_draft import HostContextWriter, HostDraftPass
 from dflash_core.runners.settings import DrafterSettings
 from dflash_core.runners.stages import StageClock
-from dflash_core.sampling.candidates import rank_candidates
-from dflash_core.sampling.rows import SamplingRows
 
 
 class DrafterRunner:
@@ -44,8 +45,24 @@ class DrafterRunner:
         self._shared = shared
         self._settings = settings
         self._device = model.fc.weight.device
-        self._context = DrafterContext(model, context_blocks(model, settings), settings.kv_block_size)
-        self._scale = model.config.head_dim**-0.5
+        num_blocks = context_blocks(model, settings)
+        self._context = DrafterContext(model, num_blocks, settings.kv_block_size)
+        self._pass, self._writer = self._make_passes(num_blocks)
+
+    def _make_passes(self, num_blocks: int) -> tuple[DraftPass, ContextWriter]:
+        model, pool, settings = self._model, self._context.pool, self._settings
+        sizes = (self.info.vocab_size, self.info.num_candidates)
+        if not picks_triton(AttentionBackend(settings.attention), self._device):
+            fuse_drafter(model)
+            shared = self._shared.packed_for_cpu()
+            return HostDraftPass(model, shared, pool, settings, *sizes), HostContextWriter(model, pool)
+        # Here, because Triton exists on Linux only and takes a second to import.
+        from dflash_core.runners.device_draft import DeviceContextWriter, DeviceDraftPass
+
+        fuse_drafter_products(model)
+        max_table = min(num_blocks, -(-model.config.max_position_embeddings // settings.kv_block_size))
+        draft_pass = DeviceDraftPass(model, self._shared, pool, settings, *sizes, max_table)
+        return draft_pass, DeviceContextWriter(model, pool, settings)
 
     @classmethod
     def load(cls, drafter: str, target: str, settings: DrafterSettings) -> DrafterRunner:
@@ -74,7 +91,6 @@ class DrafterRunner:
         )
         shared = EmbeddingAndHead.load(target_folder, target_config, dtype, device)
         model = load_drafter(folder, dtype, device)
-        fuse_drafter(model)
         runner = cls(model, shared, settings, info)
         runner.warm_up()
         return runner
@@ -103,17 +119,32 @@ class DrafterRunner:
         self._context.release_all()
 
     @torch.inference_mode()
-    def append_context(self, chunk: ContextChunk) -> ContextAck:
-        """Takes what is new of a chunk. Raises `ProtocolError` for features of a wrong form."""
+    def append_context(self, chunks: Sequence[ContextChunk]) -> list[ContextAck]:
+        """Takes what is new of the chunks, all of them together, in their order.
+
+        Raises `ProtocolError` for features of a wrong form; nothing is taken then.
+        """
+        received = [self._features_of(chunk) for chunk in chunks]
+        acks: list[ContextAck] = []
+        fresh: list[tuple[Tensor, NewContext]] = []
+        for chunk, features in zip(chunks, received, strict=True):
+            status, new = self._context.append(chunk.key, chunk.start, len(features))
+            if new is not None:
+                fresh.append((features[new.num_known :], new))
+            acks.append(ContextAck(chunk.key, status, self.context_len(chunk.key) or 0))
+        if fresh:
+            positions, slots = (np.concatenate([getattr(n, name) for _, n in fresh]) for name in ("positions", "slots"))
+            self._writer.write(torch.cat([features for features, _ in fresh]), positions, slots)
+        return acks
+
+    def _features_of(self, chunk: ContextChunk) -> Tensor:
         shape = chunk.features.shape
         if len(shape) != 2 or shape[1] != self.info.hidden_size or chunk.start < 0:
             raise ProtocolError(
                 f"context features must be [num_tokens, {self.info.hidden_size}] from a position ≥ 0, got"
                 f" {list(shape)} from {chunk.start}"
             )
-        features = from_raw(chunk.features, self._device).to(self._model.fc.weight.dtype)
-        status = self._context.append(chunk.key, chunk.start, features)
-        return ContextAck(chunk.key, status, self.context_len(chunk.key) or 0)
+        return from_raw(chunk.features).to(self._model.fc.weight.dtype)
 
     @torch.inference_mode()
     def draft(self, blocks: Sequence[DraftBlock]) -> list[Draft]:
@@ -123,22 +154,31 @@ class DrafterRunner:
         ready = [i for i, draft in enumerate(drafts) if draft is None]
         for first in range(0, len(ready), self._settings.max_batch_blocks):
             picked = ready[first : first + self._settings.max_batch_blocks]
-            batch = [blocks[i] for i in picked]
-            logits = self._forward(batch)
-            clock.lap("forward")
-            for i, draft in zip(picked, self._rank(batch, logits), strict=True):
-                drafts[i] = draft
-            clock.lap("rank")
+            ids, scores = self._pass.run(self._rows([blocks[i] for i in picked]), clock)
+            for place, i in enumerate(picked):
+                drafts[i] = Draft(blocks[i].key, blocks[i].context_len, ids[place], scores[place])
         self.stage_times_us = clock.times_us
         return [draft for draft in drafts if draft is not None]
 
+    def _rows(self, blocks: Sequence[DraftBlock]) -> BlockRows:
+        return BlockRows.of(
+            [block.root_token for block in blocks],
+            [block.context_len for block in blocks],
+            [self._context.block_table(block.key) for block in blocks],
+            [block.sampling for block in blocks],
+            self._model.config.depth,
+        )
+
     def warm_up(self) -> None:
-        """Drafts after a context of one token, and forgets it: compiles what is compiled on first use."""
+        """Drafts after a context of one token, and forgets it: compiles what is compiled on first use, and on a GPU
+        captures every graph. Raises `UnsupportedModel` where that cannot be done."""
         key = SequenceKey("warm-up", 0)
         self.open(key, 0)
-        self.append_context(ContextChunk(key, 0, to_raw(torch.zeros(1, self.info.hidden_size))))
+        self.append_context([ContextChunk(key, 0, to_raw(torch.zeros(1, self.info.hidden_size)))])
         self.draft([DraftBlock(key, 0, 1, SamplingParams(temperature=1.0, top_p=0.9))])
         self.release(key)
+        self._pass.prepare()
+        self._writer.prepare()
 
     def _refusal(self, block: DraftBlock) -> Draft | None:
         """Why a block cannot be drafted; None where it can."""
@@ -151,8 +191,11 @@ class DrafterRunner:
             return self._empty(
                 block, error=f"root token {block.root_token} is outside the vocabulary of {self.info.vocab_size}"
             )
-        if block.context_len < 0:
-            return self._empty(block, error=f"context_len is {block.context_len}")
+        longest = self._model.config.max_position_embeddings
+        if not 0 <= block.context_len < longest:
+            return self._empty(
+                block, error=f"context_len {block.context_len} is outside the drafter's {longest} positions"
+            )
         if block.context_len <= held.context_len:
             return None
         if held.out_of_blocks is not None:
@@ -163,53 +206,3 @@ class DrafterRunner:
         num_candidates = self.info.num_candidates
         ids, scores = np.empty((0, num_candidates), np.int32), np.empty((0, num_candidates), np.float32)
         return Draft(block.key, block.context_len, ids, scores, missing_from, error)
-
-    def _forward(self, blocks: Sequence[DraftBlock]) -> Tensor:
-        """Logits `[num_blocks · depth, vocab_size with padding]` of slots 1 … of every block, in one pass."""
-        config, size = self._model.config, self._model.config.draft_block_size
-        token_ids = np.full((len(blocks), size), config.mask_token_id, np.int64)
-        token_ids[:, 0] = [block.root_token for block in blocks]
-        batches = {is_causal: self._pack(blocks, is_causal) for is_causal in {x.is_causal for x in config.layers}}
-        positions = next(iter(batches.values())).positions.astype(np.int64)
-        backend = AttentionBackend(self._settings.attention)
-
-        def attend(layer_idx: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            layer = config.layers[layer_idx]
-            return ragged_attention(
-                query,
-                key,
-                value,
-                self._context.pool.layer(layer_idx),
-                batches[layer.is_causal],
-                scale=self._scale,
-                sliding_window=layer.sliding_window,
-                backend=backend,
-            )
-
-        embeds = self._shared.embed(torch.from_numpy(token_ids.reshape(-1)).to(self._device))
-        hidden = self._model(embeds, torch.from_numpy(positions).to(self._device), attend)
-        return self._shared.logits(hidden.view(len(blocks), size, -1)[:, 1:].flatten(0, 1))
-
-    def _pack(self, blocks: Sequence[DraftBlock], is_causal: bool) -> RaggedBatch:
-        """The blocks' rows over their context."""
-        group = RowGroup.causal if is_causal else RowGroup.bidirectional
-        size = self._model.config.draft_block_size
-        groups = [group(size, block.context_len, self._context.block_table(block.key)) for block in blocks]
-        return RaggedBatch.pack(groups, self._context.kv_block_size, self._device)
-
-    def _rank(self, blocks: Sequence[DraftBlock], logits: Tensor) -> list[Draft]:
-        """The best candidates per depth: slot i's are for position context_len + i, whose noise ranks them."""
-        settings, depth = self._settings, self._model.config.depth
-        rows = [(block.sampling, block.context_len + i) for block in blocks for i in range(1, depth + 1)]
-        ids, scores = rank_candidates(
-            logits,
-            SamplingRows.of(rows, self._device),
-            self.info.vocab_size,
-            self.info.num_candidates,
-            settings.sharpness,
-            settings.truncation_penalty,
-            settings.shared_noise,
-        )
-        shape = (len(blocks), depth, self.info.num_candidates)
-        packed = zip(blocks, ids.cpu().numpy().reshape(shape), scores.cpu().numpy().reshape(shape), strict=True)
-        return [Draft(block.key, block.context_len, token_ids, score) for block, token_ids, score in packed]

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from dflash_core.cache.blocks import BlockManager, OutOfBlocks
-from dflash_core.cache.pools import KvPool, KvShape, slots_of
+from dflash_core.cache.pools import KvPool, KvShape, Slots, slots_of
 from dflash_core.contracts import ContextStatus, SequenceKey
 from dflash_core.errors import InvalidSettings
 from dflash_core.models.drafter import DFlashDrafter
@@ -33,11 +34,19 @@ class HeldContext:
     out_of_blocks: str | None = None  # why the last chunk was not stored
 
 
+@dataclass(frozen=True, slots=True)
+class NewContext:
+    """Which of the features just given are new, and where they go."""
+
+    positions: npt.NDArray[np.int64]  # [num_new]
+    slots: Slots  # [num_new]
+    num_known: int  # features in front of them, which are here already
+
+
 class DrafterContext:
     """Committed tokens' keys and values for every draft layer, computed once when a feature arrives."""
 
     def __init__(self, model: DFlashDrafter, num_blocks: int, kv_block_size: int) -> None:
-        self._model = model
         self.pool = KvPool(_kv_shape(model), num_blocks, kv_block_size, max_tree_rows=0, device=model.fc.weight.device)
         self._blocks = BlockManager(num_blocks, kv_block_size)
         self._held: dict[str, HeldContext] = {}
@@ -93,34 +102,29 @@ class DrafterContext:
             self._blocks.free(held.block_table)
         self._held.clear()
 
-    def append(self, key: SequenceKey, start: int, features: Tensor) -> ContextStatus:
-        """Stores the keys and values of `features [num_tokens, hidden]` at positions start …; on any status but OK
-        nothing is stored. Where blocks run out nothing is either: the status is OK, the length stays behind, and
-        `HeldContext.out_of_blocks` says why."""
+    def append(self, key: SequenceKey, start: int, num_tokens: int) -> tuple[ContextStatus, NewContext | None]:
+        """Makes room for features at positions start …; whoever calls it must store what is new of them.
+
+        On any status but OK there is nothing new. Where blocks run out there is nothing either: the status is OK, the
+        length stays behind, and `HeldContext.out_of_blocks` says why.
+        """
         held = self.find(key)
         if held is None:
-            return ContextStatus.STALE_ATTEMPT if self.is_stale(key) else ContextStatus.UNKNOWN
+            return (ContextStatus.STALE_ATTEMPT if self.is_stale(key) else ContextStatus.UNKNOWN), None
         if start > held.context_len:
-            return ContextStatus.GAP
-        end = start + len(features)
+            return ContextStatus.GAP, None
+        end = start + num_tokens
         if end <= held.context_len:
-            return ContextStatus.OK
+            return ContextStatus.OK, None
         try:
             self._blocks.extend(held.block_table, end)
         except OutOfBlocks as error:
             held.out_of_blocks = error.message
-            return ContextStatus.OK
+            return ContextStatus.OK, None
         held.out_of_blocks = None
-        self._write(held, features[held.context_len - start :], end)
-        held.context_len = end
-        return ContextStatus.OK
-
-    def _write(self, held: HeldContext, features: Tensor, end: int) -> None:
-        device = features.device
-        slots = torch.from_numpy(slots_of(held.block_table, held.context_len, end, self.kv_block_size)).to(device)
-        positions = torch.arange(held.context_len, end, device=device)
-        for layer_idx, (key, value) in enumerate(self._model.context_kv(features, positions)):
-            self.pool.write(layer_idx, slots, key, value)
+        first, held.context_len = held.context_len, end
+        slots = slots_of(held.block_table, first, end, self.kv_block_size)
+        return ContextStatus.OK, NewContext(np.arange(first, end), slots, first - start)
 
 
 def context_blocks(model: DFlashDrafter, settings: DrafterSettings) -> int:

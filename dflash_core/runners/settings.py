@@ -26,6 +26,9 @@ class TargetSettings(BaseModel):
     )
     max_rows: int = Field(1024, ge=1, description="most rows of a round, prefill chunks and trees together")
     max_tree_rows: int = Field(512, ge=1, description="most tree rows of a round")
+    compile: bool = Field(True, description="fuse the model's operators with torch.compile; where attention is triton")
+    cuda_graphs: bool = Field(True, description="replay rounds of padded sizes as CUDA graphs; on cuda")
+    max_graph_rows: int = Field(512, ge=1, description="rows of the largest round that is a CUDA graph")
     max_model_len: int | None = Field(None, ge=2, description="tokens of prompt and output; unset: what the model has")
     num_threads: int = Field(1, ge=1, description="torch threads of the process, on cpu")
 
@@ -53,5 +56,7 @@ class DrafterSettings(BaseModel):
     shared_noise: bool = Field(True, description="rank candidates with the noise that the target will add")
     sharpness: float = Field(1.0, gt=0, description="divides the scores of sampled candidates")
     truncation_penalty: float = Field(2.0, ge=0, description="nats off for candidates beyond top-k, top-p or min-p")
+    compile: bool = Field(True, description="fuse the model's operators with torch.compile; where attention is triton")
+    cuda_graphs: bool = Field(True, description="replay steps of padded sizes as CUDA graphs; on cuda")
     max_batch_blocks: int = Field(64, ge=1, description="most draft blocks in one forward; more go in several")
     num_threads: int = Field(1, ge=1, description="torch threads of the process, on cpu")

@@ -1,4 +1,4 @@
-"""`TargetRunner`: one target model with its caches. A round is admit → forward → choose → walk → commit → features."""
+"""`TargetRunner`: one target model with its caches. A round is admit → pack → pass → commit → features."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dflash_core.attention import AttentionBackend
-from dflash_core.attention.registration import PagedStep
+from dflash_core.attention.backend import AttentionBackend, picks_triton
 from dflash_core.cache.blocks import BlockManager
 from dflash_core.cache.pools import FeaturePool, KvPool, slots_of
 from dflash_core.contracts import (
@@ -27,18 +26,21 @@ from dflash_core.contracts import (
     TreeRows,
 )
 from dflash_core.errors import CheckpointMismatch
+from dflash_core.models.cpu_layers import fuse_layers
 from dflash_core.models.cpu_norms import fuse_norms
+from dflash_core.models.fused_layers import fuse_products
 from dflash_core.models.target import TargetModel
 from dflash_core.raw_tensor import to_raw
+from dflash_core.runners.host_pass import HostPass
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.stages import StageClock
+from dflash_core.runners.target_commit import CommittedSpan, commit, reserve_paths
 from dflash_core.runners.target_loading import TargetFeatures, load_target_parts
 from dflash_core.runners.target_memory import num_kv_blocks
-from dflash_core.runners.target_plan import PackedRows, RoundPlan, admit, pack
+from dflash_core.runners.target_pack import pack
+from dflash_core.runners.target_pass import RowFeatures, TargetCaches, TargetPass
+from dflash_core.runners.target_plan import admit
 from dflash_core.runners.target_sequences import SequenceState, TargetSequences
-from dflash_core.runners.target_walk import CommittedRows, walk
-from dflash_core.sampling.choose import choose_tokens
-from dflash_core.sampling.rows import SamplingRows
 from dflash_core.trees.structure import root_only
 
 MAX_CHUNK_BYTES = 1 << 20
@@ -72,22 +74,26 @@ class TargetRunner:
 
         Raises `UnsupportedModel`, `InvalidSettings`.
         """
-        self._model = TargetModel(model, features.target_layer_ids if features else (), settings.max_rows)
+        self._is_on_device = picks_triton(AttentionBackend(settings.attention), model.device)
+        fuse = fuse_products if self._is_on_device else fuse_layers
+        self._model = TargetModel(model, features.target_layer_ids if features else (), fuse)
         self._settings = settings
-        self._projection = features.projection if features else None
-        if self._projection is not None:
-            fuse_norms(self._projection)
+        projection = features.projection if features else None
+        if projection is not None and not self._is_on_device:
+            fuse_norms(projection)
         self._vocab_size = vocab_size or self._model.vocab_size
         self._device = self._model.device
         max_model_len = min(settings.max_model_len or self._model.max_model_len, self._model.max_model_len)
         shape, hidden_size = self._model.kv_shape, self._model.hidden_size
         num_blocks = num_kv_blocks(settings, shape, hidden_size if features else 0, max_model_len, self._device)
-        self._kv = KvPool(shape, num_blocks, settings.kv_block_size, settings.max_tree_rows, self._device)
-        self._features: FeaturePool | None = None
-        if features:
-            self._features = FeaturePool(
-                num_blocks, settings.kv_block_size, hidden_size, self._model.dtype, self._device
-            )
+        self._caches = TargetCaches(
+            KvPool(shape, num_blocks, settings.kv_block_size, settings.max_tree_rows, self._device),
+            FeaturePool(num_blocks, settings.kv_block_size, hidden_size, self._model.dtype, self._device)
+            if features
+            else None,
+            projection,
+        )
+        self._pass = self._make_pass(max_model_len)
         blocks = BlockManager(num_blocks, settings.kv_block_size)
         self._sequences = TargetSequences(blocks, self._model.vocab_size, max_model_len)
         self.epoch = 0  # raised by whoever holds the stream to the router, each time it breaks
@@ -141,19 +147,15 @@ class TargetRunner:
             self._sequences.release(key)
         refilled = [sequence for refill in request.refills if (sequence := self._sequences.refill(refill))]
         plan = admit(request, self._sequences, settings.max_rows, settings.max_tree_rows)
+        committed = _Committed(None, [])
         if plan.num_rows:
+            reserve_paths(plan, self._sequences.blocks)
             rows = pack(plan, settings.kv_block_size, self._device)
             clock.lap("metadata")
-            logits = self._forward(plan, rows)
-            clock.lap("forward")
-            sampling = SamplingRows.of(rows.sampling, self._device)
-            choices = choose_tokens(logits, sampling, self._vocab_size).cpu().numpy()
-            clock.lap("sample")
-            committed = walk(plan, rows, choices, self._sequences.blocks)
-            clock.lap("walk")
-            self._commit(committed, plan.num_prefill_rows)
-            clock.lap("commit")
-        context = self._context([*refilled, *plan.sequences()])
+            found = self._pass.run(rows, clock)
+            committed = _Committed(found.features, commit(plan, rows, found, self._sequences.blocks))
+            clock.lap("outcomes")
+        context = self._context([*refilled, *plan.sequences()], committed)
         clock.lap("features")
         outcomes = tuple(outcome for outcome in plan.outcomes if outcome is not None)
         assert len(outcomes) == len(request.prefills) + len(request.trees), "a sequence is without an outcome"
@@ -161,7 +163,8 @@ class TargetRunner:
         return TargetRound(result, context)
 
     def warm_up(self) -> None:
-        """Runs a prefill and a tree of one row, and forgets them: what is compiled on first use is compiled then.
+        """Runs a prefill and a tree of one row, and forgets them: what is compiled on first use is compiled then, and
+        on a GPU every graph captured.
 
         Raises `UnsupportedModel` where the model's attention wants what is not implemented, `CheckpointMismatch` where
         its logits are not numbers.
@@ -172,6 +175,7 @@ class TargetRunner:
         root = self._only_outcome(RoundRequest(0, prefills=(prefill,))).bonus_token
         self._only_outcome(RoundRequest(0, trees=(TreeRows(key, 1, root_only(root)),)))
         self._sequences.release(key)
+        self._pass.prepare()
 
     def _only_outcome(self, request: RoundRequest) -> Outcome:
         (outcome,) = self.run_round(request).result.outcomes
@@ -179,30 +183,19 @@ class TargetRunner:
             raise CheckpointMismatch(f"{self._info.model} cannot run one row: {outcome.message}")
         return outcome
 
-    def _forward(self, plan: RoundPlan, rows: PackedRows) -> Tensor:
-        """Logits `[num_choices, vocab_size]`; keys and values go to pages or to the staging buffer."""
-        step = PagedStep(
-            rows.batch,
-            self._kv,
-            plan.num_prefill_rows,
-            self._to_device(rows.prefill_slots),
-            AttentionBackend(self._settings.attention),
-        )
-        positions = self._to_device(rows.batch.positions.astype(np.int64))
-        return self._model.forward(self._to_device(rows.token_ids), positions, step, self._to_device(rows.logit_rows))
+    def _make_pass(self, max_model_len: int) -> TargetPass:
+        settings = self._settings
+        if not self._is_on_device:
+            return HostPass(self._model, self._caches, self._vocab_size)
+        # Here, because Triton exists on Linux only and takes a second to import.
+        from dflash_core.runners.device_pass import DevicePass
 
-    def _commit(self, committed: CommittedRows, num_prefill_rows: int) -> None:
-        """Accepted tree rows' keys and values to pages; features of all committed rows to theirs."""
-        if len(committed.tree_rows):
-            self._kv.commit(self._to_device(committed.tree_rows), self._to_device(committed.tree_slots))
-        if self._features is not None and self._projection is not None:
-            captured = self._model.captured(self._to_device(committed.all_rows(num_prefill_rows)))
-            self._features.write(self._to_device(committed.all_slots), self._projection.project_context(captured))
+        return DevicePass(self._model, self._caches, settings, self._vocab_size, max_model_len)
 
-    def _context(self, sequences: Iterable[SequenceState]) -> dict[str, list[ContextChunk]]:
+    def _context(self, sequences: Iterable[SequenceState], committed: _Committed) -> dict[str, list[ContextChunk]]:
         """What these sequences' drafters lack, in chunks of at most 1 MiB."""
         context: dict[str, list[ContextChunk]] = {}
-        if self._features is None:
+        if self._caches.features is None:
             return context
         token_bytes = self._model.hidden_size * self._model.dtype.itemsize
         chunk_tokens = max(1, MAX_CHUNK_BYTES // token_bytes)
@@ -210,8 +203,10 @@ class TargetRunner:
             start, end = sequence.features_from, sequence.cached_len
             if not sequence.drafter_address or start >= end:
                 continue
-            slots = slots_of(sequence.block_table, start, end, self._settings.kv_block_size)
-            features = self._features.read(self._to_device(slots)).cpu()
+            features = committed.features_of(sequence, start)
+            if features is None:
+                slots = slots_of(sequence.block_table, start, end, self._settings.kv_block_size)
+                features = self._caches.features.read(torch.from_numpy(slots).to(self._device)).cpu()
             context.setdefault(sequence.drafter_address, []).extend(
                 ContextChunk(sequence.key, start + i, to_raw(features[i : i + chunk_tokens]))
                 for i in range(0, end - start, chunk_tokens)
@@ -219,5 +214,17 @@ class TargetRunner:
             sequence.features_from = end
         return context
 
-    def _to_device(self, array: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """What a round's pass made of the sequences' features."""
+
+    features: RowFeatures | None
+    spans: list[CommittedSpan]
+
+    def features_of(self, sequence: SequenceState, start: int) -> Tensor | None:
+        """Of the positions from `start` on, where the pass brought all of them to the host."""
+        span = next((span for span in self.spans if span.sequence is sequence), None)
+        if self.features is None or span is None or start < span.start:
+            return None
+        return self.features.of(span.rows[start - span.start :])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,16 @@ LEAST_TEMPERATURE = 1e-5
 
 WHOLE_VOCABULARY = 2**31 - 1
 
+# The fields of `SamplingArrays`, in the order in which the device's operators take them.
+SAMPLING_ARRAYS: dict[str, type[np.generic]] = {
+    "temperature": np.float32,
+    "top_k": np.int32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "seeds": np.int64,
+    "chosen_positions": np.int64,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingArrays:
@@ -23,7 +34,7 @@ class SamplingArrays:
     top_p: npt.NDArray[np.float32]  # [rows]; 1 is off
     min_p: npt.NDArray[np.float32]  # [rows]; 0 is off
     seeds: npt.NDArray[np.int64]  # [rows], the bit pattern of unsigned 64-bit seeds
-    positions: npt.NDArray[np.int64]  # [rows], of the token being chosen
+    chosen_positions: npt.NDArray[np.int64]  # [rows], of the token being chosen
 
     @classmethod
     def repeated(
@@ -41,5 +52,13 @@ class SamplingArrays:
             top_p=np.repeat(columns[2].astype(np.float32), counts),
             min_p=np.repeat(columns[3].astype(np.float32), counts),
             seeds=np.repeat(seeds, counts),
-            positions=np.asarray(positions, np.int64),
+            chosen_positions=np.asarray(positions, np.int64),
         )
+
+
+def fill_sampling(host: Mapping[str, npt.NDArray[Any]], arrays: SamplingArrays, size: int) -> None:
+    """Writes `arrays` into arrays of the same names, and up to `size` rows that are greedy."""
+    for name in SAMPLING_ARRAYS:
+        values = getattr(arrays, name)
+        host[name][: len(values)] = values
+        host[name][len(values) : size] = 1 if name == "top_p" else 0

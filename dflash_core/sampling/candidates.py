@@ -90,3 +90,22 @@ def rank_candidates_torch(
 def warm_up() -> None:
     """Compiles (or loads from the cache) the CPU path, so that the first draft does not wait for it."""
     rank_candidates(torch.zeros(1, 1), SamplingRows.of([(SamplingParams(), 0)]), 1, 1, 1.0, 0.0, False)
+
+
+def rank_candidates_op(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    vocab_size: int,
+    num_candidates: int,
+    sharpness: float,
+    truncation_penalty: float,
+    use_noise: bool,
+) -> tuple[Tensor, Tensor]:
+    """`rank_candidates` without a word from the host: whatever the rows want is computed for all of them."""
+    rows = SamplingRows(temperature, top_k, top_p, min_p, seeds, positions, True, True, 2**31 - 1)
+    return rank_candidates_torch(logits, rows, vocab_size, num_candidates, sharpness, truncation_penalty, use_noise)

@@ -58,3 +58,18 @@ def choose_tokens_torch(logits: Tensor, rows: SamplingRows, vocab_size: int) -> 
 def warm_up() -> None:
     """Compiles (or loads from the cache) the CPU path, so that the first round does not wait for it."""
     choose_tokens(torch.zeros(1, 1), SamplingRows.of([(SamplingParams(), 0)]), 1)
+
+
+def choose_tokens_op(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    vocab_size: int,
+) -> Tensor:
+    """`choose_tokens` without a word from the host: whatever the rows want is computed for all of them."""
+    rows = SamplingRows(temperature, top_k, top_p, min_p, seeds, positions, True, True, 2**31 - 1)
+    return choose_tokens_torch(logits, rows, vocab_size)

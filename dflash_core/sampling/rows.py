@@ -49,7 +49,7 @@ class SamplingRows:
             top_p=torch.from_numpy(arrays.top_p).to(device),
             min_p=torch.from_numpy(arrays.min_p).to(device),
             seeds=torch.from_numpy(arrays.seeds).to(device),
-            positions=torch.from_numpy(arrays.positions).to(device),
+            positions=torch.from_numpy(arrays.chosen_positions).to(device),
             any_sampled=bool(is_sampled.any()),
             any_truncated=bool((has_border | (is_sampled & (arrays.min_p > 0.0))).any()),
             border_width=int(border_widths.max(initial=0)),

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dflash_core.trees.kernels.walk import walk_kernel
 
+_OTHER_ROWS = 512
+
 
 @torch.library.custom_op("dflash::walk_trees", mutates_args=())
 def walk_trees(
@@ -18,6 +20,8 @@ def walk_trees(
     choices: Tensor,
     slots: Tensor,
     staged_rows: Tensor,
+    first_tree_row: Tensor,
+    max_tree_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Which rows of a round are accepted, and where they go; prefill rows and roots always are.
 
@@ -26,15 +30,16 @@ def walk_trees(
         choice_of_row: int32 `[num_rows]`, the place of a parent's choice in `choices`.
         choices: int64 `[num_choices]`, the tokens that the target chose.
         slots: int32 `[num_rows]`, where each row's token goes if it is committed; −1 for nowhere.
-        staged_rows: int32 `[num_rows]`, −1 for rows that are in no tree.
+        staged_rows: int32 `[num_rows]`, −1 for rows that are in no tree, others rising by one.
+        first_tree_row: int32 `[1]`; tree rows stand together, at most `max_tree_rows` of them.
 
     Returns:
         int32 `[num_rows]` each: 1 where accepted; the slots of committed rows, −1 elsewhere; those of tree rows alone.
     """
     num_rows = len(token_ids)
     accepted, committed_slots, tree_slots = (torch.empty_like(token_ids) for _ in range(3))
-    rows_together = max(32, triton.next_power_of_2(num_rows))
-    walk_kernel[(1,)](
+    tree_rows = max(32, triton.next_power_of_2(min(num_rows, max_tree_rows)))
+    walk_kernel[(1 + triton.cdiv(num_rows, _OTHER_ROWS),)](
         token_ids,
         parents,
         end_rows,
@@ -42,12 +47,14 @@ def walk_trees(
         choices,
         slots,
         staged_rows,
+        first_tree_row,
         accepted,
         committed_slots,
         tree_slots,
         num_rows,
-        ROWS=rows_together,
-        num_warps=4 if rows_together <= 1024 else 16,
+        TREE_ROWS=tree_rows,
+        OTHER_ROWS=_OTHER_ROWS,
+        num_warps=4 if tree_rows <= 1024 else 16,
     )
     return accepted, committed_slots, tree_slots
 
@@ -61,5 +68,7 @@ def _(
     choices: Tensor,
     slots: Tensor,
     staged_rows: Tensor,
+    first_tree_row: Tensor,
+    max_tree_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(token_ids), torch.empty_like(token_ids), torch.empty_like(token_ids)

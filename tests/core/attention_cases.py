@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from dflash_core.attention import AttentionBackend, RaggedBatch, RowGroup, ragged_attention
-from dflash_core.attention.split_kv.attention import attend, attention_op, is_interpreted
+from dflash_core.attention.split_kv.attention import attend, attention_op
 from dflash_core.attention.split_kv.device_batch import BatchSize, DeviceBatch, batch_arrays, fill_batch
+from dflash_core.attention.split_kv.launch import is_interpreted
+from dflash_core.attention.split_kv.step import attend_and_store_op
 from dflash_core.attention.split_kv.tiles import CHUNK_UNIT
 from dflash_core.attention.split_kv.work_list import (
     GridSize,
@@ -217,13 +219,12 @@ def test_ops_tell_compilers_the_truth(device: torch.device) -> None:
     sizes = (batch.num_rows, 2, 2, grid.tile_rows, grid.num_programs, grid.max_items, grid.max_partial_rows)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(work_list_op, (on_device.cu_rows, on_device.prefix_lens, *sizes), test_utils=checks)
-    arrays = (
-        *(on_device.cu_rows, on_device.prefix_lens, on_device.block_tables),
-        *(on_device.positions, on_device.first_row, on_device.end_row),
-        *(work.items, work.row_splits, work.header),
-    )
-    statics = (grid.tile_rows, grid.num_programs, grid.max_partial_rows, grid.is_causal, 0.3, 9, None)
-    torch.library.opcheck(attention_op, (*inputs, *arrays, *statics), test_utils=checks)
+    attention = (*inputs, work.tensors, work.grid_numbers, 0.3, 9, None)
+    torch.library.opcheck(attention_op, attention, test_utils=checks)
+    pages, staging = inputs[3].clone()[None], torch.zeros(1, 2, 8, 2, 32, device=device)
+    slots = torch.arange(batch.num_rows, dtype=torch.int32, device=device)
+    stored = (*inputs[:3], pages, staging, 0, slots, slots, work.tensors, work.grid_numbers, 0.3, None, None)
+    torch.library.opcheck(attend_and_store_op, stored, test_utils=checks)
 
     def layer(query: Tensor, key: Tensor, value: Tensor, pages: Tensor) -> Tensor:
         return attend(query * 2, key, value, pages, work, scale=0.3, sliding_window=9) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dflash_core.attention.split_kv.attention import is_interpreted
+from dflash_core.attention.split_kv.launch import is_interpreted
 from dflash_core.cache.commit import commit_rows
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dflash_core.attention.split_kv.attention import is_interpreted
+from dflash_core.attention.split_kv.launch import is_interpreted
 from dflash_core.cache.store import scatter_rows, store_rows
 
 DEVICE = torch.device("cpu" if is_interpreted() else "cuda")
-CHECKS = ("test_schema", "test_faketensor")
 
 
 def ints(*values: int) -> torch.Tensor:
@@ -18,7 +17,9 @@ def ints(*values: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("num_kv_heads", "head_dim"), [(2, 32), (3, 96)])
-def test_rows_go_to_pages_to_the_staging_buffer_or_nowhere(dtype: torch.dtype, num_kv_heads: int, head_dim: int) -> None:
+def test_rows_go_to_pages_to_the_staging_buffer_or_nowhere(
+    dtype: torch.dtype, num_kv_heads: int, head_dim: int
+) -> None:
     generator = torch.Generator().manual_seed(1)
     fused = torch.randn(5, 2 * num_kv_heads, head_dim, generator=generator).to(DEVICE, dtype)
     key, value = fused[:, :num_kv_heads], fused[:, num_kv_heads:].transpose(0, 1).contiguous().transpose(0, 1)
@@ -32,7 +33,7 @@ def test_rows_go_to_pages_to_the_staging_buffer_or_nowhere(dtype: torch.dtype, n
                 expected_pages[1, kind, slot // 8, slot % 8] = source[row]
             elif staged >= 0:
                 expected_staging[1, kind, staged] = source[row]
-    store_rows(key, value, pages, staging, 1, page_slots, staged_rows)
+    store_rows(key, value, pages[1], staging[1], page_slots, staged_rows)
     assert torch.equal(pages, expected_pages)
     assert torch.equal(staging, expected_staging)
 
@@ -47,9 +48,6 @@ def test_scattered_rows(width: int) -> None:
     assert torch.equal(destination, expected)
 
 
-def test_the_ops_tell_compilers_the_truth() -> None:
-    key = torch.ones(2, 2, 16, device=DEVICE)
-    pages, staging = torch.zeros(2, 2, 4, 4, 2, 16, device=DEVICE), torch.zeros(2, 2, 4, 2, 16, device=DEVICE)
-    arguments = (key, key.clone(), pages, staging, 1, ints(3, -1), ints(-1, 2))
-    torch.library.opcheck(store_rows, arguments, test_utils=CHECKS)
-    torch.library.opcheck(scatter_rows, (key[:, 0], ints(1, -1), torch.zeros(4, 16, device=DEVICE)), test_utils=CHECKS)
+def test_the_op_tells_compilers_the_truth() -> None:
+    arguments = (torch.ones(2, 16, device=DEVICE), ints(1, -1), torch.zeros(4, 16, device=DEVICE))
+    torch.library.opcheck(scatter_rows, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -115,7 +115,7 @@ def test_forward_is_section_6(tmp_path: Path, kind: str) -> None:
     for name, root, context_len in (("a", 17, 23), ("b", 250, 5), ("c", 9, 0)):
         key = SequenceKey(name, 0)
         runner.open(key, 0)
-        runner.append_context(ContextChunk(key, 0, to_raw(projected[:context_len])))
+        runner.append_context([ContextChunk(key, 0, to_raw(projected[:context_len]))])
         blocks.append(DraftBlock(key, root, context_len, SamplingParams()))
     for block, draft in zip(blocks, runner.draft(blocks), strict=True):
         logits = oracle.logits(projected.double()[: block.context_len], block.root_token, block.context_len)

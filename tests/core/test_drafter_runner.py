@@ -58,7 +58,7 @@ def filled(pair: TinyPair, features: Tensor, **settings: object) -> DrafterRunne
 
 
 def append(runner: DrafterRunner, key: SequenceKey, start: int, features: Tensor) -> tuple[ContextStatus, int]:
-    ack = runner.append_context(ContextChunk(key, start, to_raw(features)))
+    (ack,) = runner.append_context([ContextChunk(key, start, to_raw(features))])
     assert ack.key == key
     return ack.status, ack.context_len
 
@@ -197,7 +197,7 @@ def test_a_block_that_cannot_be_drafted_disturbs_no_other(pair: TinyPair, featur
     assert too_large.error == "root token 300 is outside the vocabulary of 300"
     assert "-1" in (negative.error or "")
     assert unknown.error == "sequence c: not open on this drafter"
-    assert before.error == "context_len is -1"
+    assert before.error == "context_len -1 is outside the drafter's 512 positions"
     assert all(draft.token_ids.shape == draft.scores.shape == (0, 16) for draft in (missing, too_large, unknown))
     assert runner.draft([]) == []
 
@@ -232,7 +232,7 @@ def test_ill_formed_features_are_refused(pair: TinyPair, features: Tensor) -> No
     with pytest.raises(ProtocolError, match="from -1"):
         append(runner, A, -1, features[:3])
     with pytest.raises(ProtocolError, match="bytes"):
-        runner.append_context(ContextChunk(A, 21, RawTensor("float32", (1, 32), b"short")))
+        runner.append_context([ContextChunk(A, 21, RawTensor("float32", (1, 32), b"short"))])
     assert runner.context_len(A) == 21
 
 

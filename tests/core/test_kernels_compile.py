@@ -14,6 +14,8 @@ from dflash_core.attention.split_kv.kernels.combine import combine_kernel
 from dflash_core.attention.split_kv.kernels.work_list import work_list_kernel
 from dflash_core.attention.split_kv.tiles import CHUNK_UNIT, tiles_of
 from dflash_core.cache.kernels.commit import commit_kernel
+from dflash_core.cache.kernels.store import scatter_kernel, store_kernel
+from dflash_core.trees.kernels.walk import walk_kernel
 from tests.core.compiled_kernels import compile_attention, compile_kernel
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -66,6 +68,7 @@ def test_work_list(tmp_path: Path) -> None:
         "GROUP_SIZE": 4,
         "TILE_ROWS": 64,
         "CHUNK_UNIT": CHUNK_UNIT,
+        "PADDED_SEQUENCES": 1024,
         "SEQUENCES": 16,
         "CANDIDATES": 128,
         "ITEMS": 128,
@@ -83,3 +86,26 @@ def test_commit(tmp_path: Path) -> None:
     types = {"staging": "*i16", "pages": "*i16", "tree_rows": "*i64", "slots": "*i64"}
     constants = {"TOKEN_WORDS": 1024, "WORDS": 1024}
     assert compile_kernel(commit_kernel, types, constants, tmp_path).spilled_bytes == 0
+
+
+def test_store(tmp_path: Path) -> None:
+    types = {
+        **dict.fromkeys(("key", "value", "pages", "staging"), "*i16"),
+        **dict.fromkeys(("page_slots", "staged_rows"), "*i32"),
+    }
+    constants = {"HEAD_DIM": 128, "PADDED_DIM": 128, "PADDED_HEADS": 8}
+    assert compile_kernel(store_kernel, types, constants, tmp_path).spilled_bytes == 0
+
+
+def test_scatter(tmp_path: Path) -> None:
+    types = {"rows": "*i16", "slots": "*i32", "destination": "*i16"}
+    assert compile_kernel(scatter_kernel, types, {"WIDTH": 4096, "WORDS": 1024}, tmp_path).spilled_bytes == 0
+
+
+@pytest.mark.parametrize(("rows", "num_warps"), [(32, 4), (1024, 4), (2048, 16)])
+def test_walk(rows: int, num_warps: int, tmp_path: Path) -> None:
+    names = [name for name in walk_kernel.arg_names if name.islower() and name not in ("choices", "num_rows")]
+    types = {**dict.fromkeys(names, "*i32"), "choices": "*i64"}
+    built = compile_kernel(walk_kernel, types, {"TREE_ROWS": rows, "OTHER_ROWS": 512}, tmp_path, num_warps)
+    assert built.shared_bytes <= SHARED_BYTES
+    assert built.spilled_bytes == 0

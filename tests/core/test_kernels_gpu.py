@@ -17,6 +17,8 @@ from tests.core.attention_cases import BF16, MAX_ERROR, Case, batch_of, check, i
 from tests.core.attention_oracle import dense_oracle
 from tests.core.commit_cases import *  # noqa: F403
 from tests.core.runner_cases import *  # noqa: F403
+from tests.core.store_cases import *  # noqa: F403
+from tests.core.walk_cases import *  # noqa: F403
 
 pytestmark = pytest.mark.gpu
 

@@ -32,7 +32,7 @@ def cached_kv(subject: Subject, key: SequenceKey) -> Tensor:
     """`[layers, 2, cached_len, num_kv_heads, head_dim]` as it stands in the runner's pages."""
     sequence = subject.runner._sequences._by_id[key.sequence_id]
     slots = torch.from_numpy(slots_of(sequence.block_table, 0, sequence.cached_len, 4))
-    return subject.runner._kv.pages.flatten(2, 3).index_select(2, slots)
+    return subject.runner._caches.kv.pages.flatten(2, 3).index_select(2, slots)
 
 
 def dense_kv(subject: Subject, token_ids: list[int]) -> Tensor:
@@ -48,9 +48,11 @@ def positions_and_features(chunks: list[ContextChunk]) -> tuple[list[int], Tenso
     return positions, torch.cat([from_raw(chunk.features) for chunk in chunks])
 
 
-def decode_with_trees(subject: Subject, prompt: np.ndarray, num_tokens: int, address: str) -> tuple[list[int], list]:
-    """Tokens (the last one is the root, not cached) and every chunk for `address`."""
-    expected = decode_plainly(subject.runner, prompt, num_tokens + 8, SAMPLINGS["hot"])
+def decode_with_trees(
+    subject: Subject, prompt: np.ndarray, num_tokens: int, address: str, expected: list[int] | None = None
+) -> tuple[list[int], list]:
+    """Tokens (the last one is the root, not cached) and every chunk for `address`. `expected`: by plain decoding."""
+    expected = expected or decode_plainly(subject.runner, prompt, num_tokens + 8, SAMPLINGS["hot"])
     rng, chunks, tokens = np.random.default_rng(1), [], []
     for start in range(0, len(prompt), 6):
         end = min(start + 6, len(prompt))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dflash_core.attention.split_kv.attention import is_interpreted
+from dflash_core.attention.split_kv.launch import is_interpreted
 from dflash_core.trees import structure
 from dflash_core.trees.walk_triton import walk_trees
 
@@ -52,6 +52,8 @@ def test_equals_a_walk_row_by_row(seed: int) -> None:
         torch.from_numpy(choices).to(DEVICE),
         rows(slots, 7, -1),
         rows(np.arange(num_trees), -1, -1),
+        torch.tensor([num_prefill], dtype=torch.int32, device=DEVICE),
+        150,
     )
     expected = np.array(walk_slowly(depths.tolist(), tokens.tolist(), choices[2:].tolist()))
     end = num_prefill + num_trees
@@ -63,8 +65,8 @@ def test_equals_a_walk_row_by_row(seed: int) -> None:
 
 
 def test_the_op_tells_compilers_the_truth() -> None:
-    ints = [torch.zeros(4, dtype=torch.int32, device=DEVICE) for _ in range(6)]
-    arguments = (*ints[:4], torch.zeros(4, dtype=torch.int64, device=DEVICE), *ints[4:])
+    ints = [torch.zeros(4, dtype=torch.int32, device=DEVICE) for _ in range(7)]
+    arguments = (*ints[:4], torch.zeros(4, dtype=torch.int64, device=DEVICE), *ints[4:6], ints[6][:1], 4)
     torch.library.opcheck(walk_trees, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

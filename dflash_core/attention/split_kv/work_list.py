@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import triton
 from torch import Tensor
 
 from dflash_core.attention.batch import RaggedBatch
@@ -43,6 +44,14 @@ class GridSize:
     max_partial_rows: int
     is_causal: bool  # no row sees a later one: chunks, chains, trees
 
+    @property
+    def numbers(self) -> Tensor:
+        """What the attention kernel needs, as operators take it: int64 `[4]` on the CPU.
+
+        A compiler would compile anew for other integers; for another tensor it does not.
+        """
+        return torch.tensor([self.tile_rows, self.num_programs, self.max_partial_rows, int(self.is_causal)])
+
     @classmethod
     def of(
         cls, heads: HeadShape, num_rows: int, num_sequences: int, max_rows: int, is_causal: bool, device: torch.device
@@ -74,6 +83,14 @@ class WorkList:
     items: Tensor  # int32 [max_items, 4]: sequence, row tile, KV head, chunk
     row_splits: Tensor  # int32 [num_rows, 2]: splits of a row's sequence, the row's first partial result
     header: Tensor  # int32 [2]: number of items, keys in a chunk
+    grid_numbers: Tensor  # `GridSize.numbers`
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the attention kernel needs, as operators take it."""
+        batch = self.batch
+        arrays = [batch.cu_rows, batch.prefix_lens, batch.block_tables, batch.positions, batch.first_row, batch.end_row]
+        return [*arrays, self.items, self.row_splits, self.header]
 
 
 def make_work_list(batch: DeviceBatch, heads: HeadShape, grid: GridSize) -> WorkList:
@@ -89,7 +106,7 @@ def make_work_list(batch: DeviceBatch, heads: HeadShape, grid: GridSize) -> Work
         grid.max_items,
         grid.max_partial_rows,
     )
-    return WorkList(batch, grid, items, row_splits, header)
+    return WorkList(batch, grid, items, row_splits, header, grid.numbers)
 
 
 def work_list_of(batch: RaggedBatch, heads: HeadShape, device: torch.device) -> WorkList:
@@ -132,6 +149,7 @@ def work_list_op(
         GROUP_SIZE=group_size,
         TILE_ROWS=tile_rows,
         CHUNK_UNIT=CHUNK_UNIT,
+        PADDED_SEQUENCES=triton.next_power_of_2(num_sequences),
         SEQUENCES=16,
         CANDIDATES=128,
         ITEMS=128,

@@ -45,6 +45,7 @@ def work_list_kernel(
     GROUP_SIZE: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     CHUNK_UNIT: tl.constexpr,
+    PADDED_SEQUENCES: tl.constexpr,  # a power of 2, at least num_sequences
     SEQUENCES: tl.constexpr,  # sequences looked at together
     CANDIDATES: tl.constexpr,  # chunk lengths compared: the longest sequence cut into 1, 2, … CANDIDATES
     ITEMS: tl.constexpr,  # items or rows written together
@@ -52,8 +53,15 @@ def work_list_kernel(
     sequence = tl.program_id(0)
     lanes = tl.arange(0, SEQUENCES)
 
+    # Sequences without rows, of a padded size, stand behind all others: nothing is to be done for them.
+    padded = tl.arange(0, PADDED_SEQUENCES)
+    starts = tl.load(cu_rows + padded, mask=padded < num_sequences, other=0x7FFFFFFF)
+    num_real = tl.sum((starts < tl.load(cu_rows + num_sequences)).to(tl.int32), 0)
+    if sequence >= tl.maximum(num_real, 1):
+        return
+
     longest = 1
-    for start in range(0, num_sequences, SEQUENCES):
+    for start in range(0, num_real, SEQUENCES):
         rows, prefixes = _lengths(cu_rows, prefix_lens, start + lanes, num_sequences)
         longest = tl.maximum(longest, tl.max(prefixes + rows, 0))
 
@@ -61,7 +69,7 @@ def work_list_kernel(
     chunk_lens = (longest + cuts * CHUNK_UNIT - 1) // (cuts * CHUNK_UNIT) * CHUNK_UNIT
     num_items = tl.zeros([CANDIDATES], tl.int32)
     num_partials = tl.zeros([CANDIDATES], tl.int32)
-    for start in range(0, num_sequences, SEQUENCES):
+    for start in range(0, num_real, SEQUENCES):
         rows, prefixes = _lengths(cu_rows, prefix_lens, start + lanes, num_sequences)
         row_tiles = (rows * GROUP_SIZE + TILE_ROWS - 1) // TILE_ROWS
         splits = _num_splits(rows[:, None], prefixes[:, None], chunk_lens[None, :])
@@ -76,7 +84,7 @@ def work_list_kernel(
     total_items = 0
     first_item = 0
     first_partial = 0
-    for start in range(0, num_sequences, SEQUENCES):
+    for start in range(0, num_real, SEQUENCES):
         rows, prefixes = _lengths(cu_rows, prefix_lens, start + lanes, num_sequences)
         splits = _num_splits(rows, prefixes, chunk_len)
         counts = (rows * GROUP_SIZE + TILE_ROWS - 1) // TILE_ROWS * splits * NUM_KV_HEADS
@@ -106,7 +114,7 @@ def work_list_kernel(
         destination = row_splits + (first_row + row) * 2
         tl.store(destination, tl.zeros([ITEMS], tl.int32) + own_splits, mask=row < own_rows)
         tl.store(destination + 1, first_partial + row * own_splits, mask=row < own_rows)
-    if sequence == num_sequences - 1:
+    if sequence >= num_real - 1:
         for start in range(first_row + own_rows, num_rows, ITEMS):
             row = start + tl.arange(0, ITEMS)
             tl.store(row_splits + row * 2, tl.zeros([ITEMS], tl.int32), mask=row < num_rows)

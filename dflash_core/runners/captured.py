@@ -1,0 +1,85 @@
+"""`CapturedSteps`: a step of padded sizes, each captured once in a CUDA graph and replayed ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, TypeVar, cast
+
+import torch
+import torch._dynamo
+from torch import Tensor
+
+from dflash_core.errors import UnsupportedModel
+
+_Size = TypeVar("_Size", bound=Hashable)
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+class CapturedSteps(Generic[_Size]):
+    """Runs `launch(size)`: whatever it reads and writes lies at fixed addresses, and it waits for nothing.
+
+    Sizes that were not captured are launched kernel by kernel.
+    """
+
+    def __init__(self, launch: Callable[[_Size], None], device: torch.device) -> None:
+        self._launch = launch
+        self._device = device
+        self._graphs: dict[_Size, torch.cuda.CUDAGraph] = {}
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._graphs)
+
+    def run(self, size: _Size) -> None:
+        graph = self._graphs.get(size)
+        if graph is None:
+            self._launch(size)
+        else:
+            graph.replay()
+
+    def capture(self, sizes: Iterable[_Size], name: str) -> None:
+        """Captures each size; the largest should come first, since all share its memory.
+
+        Raises `UnsupportedModel` where `name` does something that a graph cannot hold.
+        """
+        pool = torch.cuda.graph_pool_handle()
+        for size in sizes:
+            self._launch(size)  # compiles, and fills caches that must not be filled while capturing
+            torch.cuda.synchronize(self._device)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, pool=pool):
+                    self._launch(size)
+            except RuntimeError as error:
+                raise UnsupportedModel(
+                    f"{name} cannot be captured in a CUDA graph of {size}: {error}; set cuda_graphs=false to run it"
+                    " without graphs"
+                ) from error
+            self._graphs[size] = graph
+
+
+def compile_step(step: _Function) -> _Function:
+    """Compiles a step whole, once for all sizes of what `mark_dynamic` has marked; other sizes are fixed.
+
+    Raises, when it is called, what torch raises for code that cannot be compiled whole.
+    """
+    # Not dynamic=True, for which sizes that happen to be equal are one size, and heads are counted like rows.
+    return cast(_Function, torch.compile(step, fullgraph=True))
+
+
+def mark_dynamic(tensors: Iterable[Tensor]) -> None:
+    """Says that the first dimension of these differs between calls; it must not be 1."""
+    for tensor in tensors:
+        torch._dynamo.mark_dynamic(tensor, 0)
+
+
+def padded_count(count: int) -> int:
+    """The least padded size that holds `count` rows: steps grow with the size, so that padding stays below a quarter
+    from 32 rows on."""
+    step = next((step for limit, step in ((64, 8), (128, 16), (256, 32), (512, 64)) if count <= limit), 128)
+    return -(-count // step) * step
+
+
+def padded_counts(largest: int) -> list[int]:
+    """Every padded size up to that of `largest`, falling."""
+    return sorted({padded_count(count) for count in range(1, largest + 1)}, reverse=True)
