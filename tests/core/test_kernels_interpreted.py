@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-CASES = [str(Path(__file__).with_name(name)) for name in ("attention_cases.py", "commit_cases.py", "runner_cases.py")]
+import pytest
+
+CASES = {"kernels": ("attention_cases.py", "commit_cases.py"), "models": ("runner_cases.py", "compile_cases.py")}
 
 
-def test_cases_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *CASES]
+@pytest.mark.parametrize("names", CASES.values(), ids=CASES.keys())
+def test_cases_in_the_interpreter(names: tuple[str, ...]) -> None:
+    cases = [str(Path(__file__).with_name(name)) for name in names]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *cases]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=280)

@@ -9,22 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    DeepseekV3Config,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GptOssConfig,
-    GptOssForCausalLM,
-    LlamaConfig,
-    MambaConfig,
-    PreTrainedConfig,
-    Qwen3ForCausalLM,
-    Qwen3NextConfig,
-)
+from transformers import Qwen3ForCausalLM
 
 from dflash_core.contracts import RoundRequest, SequenceKey
 from dflash_core.errors import CheckpointMismatch, CheckpointNotFound, InvalidSettings, UnsupportedModel
-from dflash_core.models.target_support import check_supported
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.target import TargetRunner
 from tests.core.target_models import CONFIGS, decode_plainly, generate, prefill_of, random_prompt, run
@@ -119,38 +107,6 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     with pytest.raises(UnsupportedModel, match="homemade"):
         TargetRunner.load(str(tmp_path), None, SETTINGS)
-
-
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (MambaConfig(), "state-space"),
-        (Qwen3NextConfig(), "linear_attention"),
-        (DeepseekV3Config(), "latent attention .kv_lora_rank 512"),
-        (LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "rope_type dynamic"),
-    ],
-    ids=["mamba", "hybrid", "mla", "dynamic rope"],
-)
-def test_unsupported_models_are_refused_with_the_reason(config: PreTrainedConfig, reason: str) -> None:
-    with pytest.raises(UnsupportedModel, match=f"{config.model_type} cannot be a target: .*{reason}"):
-        check_supported(config)
-
-
-def test_a_model_whose_layers_are_not_found_is_refused() -> None:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=1, n_head=2))
-    with pytest.raises(UnsupportedModel, match=r"GPT2Model has no `layers` and `norm`"):
-        TargetRunner(model, None, SETTINGS)
-
-
-def test_attention_arguments_that_are_not_implemented_are_refused_by_name() -> None:
-    config = GptOssConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0,
-        max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-    )  # fmt: skip
-    runner = TargetRunner(GptOssForCausalLM(config), None, SETTINGS)
-    with pytest.raises(UnsupportedModel, match="s_aux"):
-        runner.warm_up()
 
 
 def test_the_pool_is_sized_from_memory_or_refused() -> None:
