@@ -22,7 +22,9 @@ from dflash_core.errors import UnsupportedModel
 PAGED_TREE = "paged_tree"  # a name with "flash" in it would make transformers look for a flash-attention kernel
 
 # What models pass along that says nothing which the batch's own metadata does not say.
-_IGNORED_ARGUMENTS = frozenset({"position_ids", "use_cache", "cache_position", "output_attentions"})
+_IGNORED_ARGUMENTS = frozenset(
+    {"position_ids", "use_cache", "cache_position", "output_attentions", "output_router_logits"}
+)
 
 
 class AttentionStep(Protocol):
@@ -109,7 +111,7 @@ def paged_tree_attention(
 
     Raises `UnsupportedModel` for an argument that would change the result and is not implemented.
     """
-    assert attention_mask is None, "a mask was built although the batch's metadata replace it"
+    refuse_mask(module, attention_mask)
     refuse_unknown_arguments(others)
     if dropout:
         raise UnsupportedModel(f"attention dropout {dropout}: the model is in training mode")
@@ -125,6 +127,12 @@ def paged_tree_attention(
         softcap=softcap,
     )
     return output.unsqueeze(0), None
+
+
+def refuse_mask(module: nn.Module, attention_mask: Tensor | None) -> None:
+    """Raises `UnsupportedModel` for a mask, which only a model that makes its own can pass to our attention."""
+    if attention_mask is not None:
+        raise UnsupportedModel(f"{type(module).__name__} has a mask of its own, which a draft tree would contradict")
 
 
 def refuse_unknown_arguments(others: dict[str, object]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dflash_core.errors import CheckpointMismatch
 from dflash_core.models.drafter import ContextProjection, DFlashDrafter, qwen3_config
 from dflash_core.models.drafter_config import DrafterConfig
+from dflash_core.models.load_progress import Advance
 from dflash_core.models.tensor_files import read_tensors, tensor_files
 
 CONTEXT_PROJECTION_NAMES = ("fc.weight", "hidden_norm.weight")
@@ -27,13 +28,21 @@ def save_drafter(model: DFlashDrafter, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
 
 
-def load_drafter(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> DFlashDrafter:
-    """A drafter in evaluation mode. Raises `CheckpointNotFound`, `UnsupportedModel`, or `CheckpointMismatch` naming
-    the tensors that are missing, not wanted, or of another shape than the config says."""
+def load_drafter(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    advance: Advance | None = None,
+) -> DFlashDrafter:
+    """A drafter in evaluation mode, read straight to `device`. `advance` as in `read_tensors`.
+
+    Raises `CheckpointNotFound`, `UnsupportedModel`, or `CheckpointMismatch` naming the tensors that are missing, not
+    wanted, or of another shape than the config says.
+    """
     config = DrafterConfig.load(folder)
     with torch.device("meta"):
         model = DFlashDrafter(config)
-    _assign(model, read_tensors(folder, tensor_files(folder)), folder, dtype, device)
+    _assign(model, read_tensors(folder, tensor_files(folder), device, dtype, advance), folder)
     # Its frequencies are no parameters: made anew on the real device, and in fp32 whatever the dtype.
     model.rotary_emb = type(model.rotary_emb)(qwen3_config(config)).to(device)
     return model.eval()
@@ -46,13 +55,12 @@ def load_context_projection(
     config = DrafterConfig.load(folder)
     with torch.device("meta"):
         model = ContextProjection(config)
-    _assign(model, read_tensors(folder, CONTEXT_PROJECTION_NAMES), folder, dtype, device)
+    _assign(model, read_tensors(folder, CONTEXT_PROJECTION_NAMES, device, dtype), folder)
     return model.eval()
 
 
-def _assign(
-    model: nn.Module, tensors: dict[str, Tensor], folder: Path, dtype: torch.dtype, device: torch.device | str
-) -> None:
+def _assign(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Makes the tensors the model's parameters."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     faults = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys())]
@@ -64,5 +72,5 @@ def _assign(
     ]
     if faults:
         raise CheckpointMismatch(f"the drafter in {folder} does not match its config: {'; '.join(faults)}")
-    model.load_state_dict({n: t.to(device, dtype) for n, t in tensors.items()}, assign=True)
+    model.load_state_dict(tensors, assign=True)
     model.requires_grad_(False)

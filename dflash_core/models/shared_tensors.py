@@ -15,7 +15,29 @@ from dflash_core.errors import CheckpointMismatch
 from dflash_core.models.checkpoints import TargetConfig
 from dflash_core.models.cpu_linear import CpuLinear
 from dflash_core.models.drafter_files import CONTEXT_PROJECTION_NAMES
+from dflash_core.models.load_progress import Advance
 from dflash_core.models.tensor_files import read_tensors, tensor_files
+
+
+@dataclass(frozen=True, slots=True)
+class SharedNames:
+    """What a target's checkpoint calls its embedding and head."""
+
+    embedding: str
+    head: str | None  # None: tied to the embedding
+    head_bias: str | None
+
+    @classmethod
+    def find(cls, folder: Path, config: TargetConfig) -> SharedNames:
+        """Raises `CheckpointNotFound`, or `CheckpointMismatch` where there is no embedding."""
+        names = tensor_files(folder).keys()
+        embedding, head = _ending(names, "embed_tokens.weight"), _ending(names, "lm_head.weight")
+        if embedding is None:
+            raise CheckpointMismatch(f"the target in {folder} has no tensor embed_tokens.weight")
+        return cls(embedding, None if config.ties_embeddings else head, _ending(names, "lm_head.bias"))
+
+    def all(self) -> list[str]:
+        return [name for name in (self.embedding, self.head, self.head_bias) if name is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,30 +58,26 @@ class EmbeddingAndHead:
         config: TargetConfig,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        advance: Advance | None = None,
     ) -> EmbeddingAndHead:
-        """Reads only these tensors from the shards. Raises `CheckpointNotFound`, `CheckpointMismatch`."""
-        names = tensor_files(folder).keys()
-        embedding_name, head_name = _ending(names, "embed_tokens.weight"), _ending(names, "lm_head.weight")
-        bias_name = _ending(names, "lm_head.bias")
-        if embedding_name is None:
-            raise CheckpointMismatch(f"the target in {folder} has no tensor embed_tokens.weight")
-        if config.ties_embeddings:
-            head_name = None
-        wanted = [name for name in (embedding_name, head_name, bias_name) if name is not None]
-        stored = read_tensors(folder, wanted)
+        """Reads only these tensors from the shards, straight to `device`. `advance` as in `read_tensors`.
+
+        Raises `CheckpointNotFound`, `CheckpointMismatch`.
+        """
+        names = SharedNames.find(folder, config)
+        tensors = read_tensors(folder, names.all(), device, dtype, advance)
         shape = [config.vocab_size, config.hidden_size]
-        for name, tensor in stored.items():
+        for name, tensor in tensors.items():
             if list(tensor.shape) != shape[: tensor.dim()]:
                 raise CheckpointMismatch(
                     f"the target's {name} has shape {list(tensor.shape)}, its config says {shape[: tensor.dim()]}"
                 )
-        tensors = {name: tensor.to(device, dtype) for name, tensor in stored.items()}
-        embedding = tensors[embedding_name]
-        head = embedding if head_name is None else tensors[head_name]
+        embedding = tensors[names.embedding]
+        head = embedding if names.head is None else tensors[names.head]
         return cls(
             embedding=embedding,
             head=head,
-            head_bias=None if bias_name is None else tensors[bias_name],
+            head_bias=None if names.head_bias is None else tensors[names.head_bias],
             embedding_scale=None if config.embedding_scale == 1.0 else embedding.new_tensor(config.embedding_scale),
             logit_softcap=config.logit_softcap,
         )

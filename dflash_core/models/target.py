@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dflash_core.attention.registration import PAGED_TREE, AttentionStep, register_paged_tree
-from dflash_core.cache.pools import KvShape
 from dflash_core.errors import UnsupportedModel
+from dflash_core.models.attention_probe import kv_shape, probe_attention
+from dflash_core.models.capture import capture_obstacle
+from dflash_core.models.cpu_layers import fuse_layers
+from dflash_core.models.experts import group_experts
 from dflash_core.models.target_support import check_supported
 
 _SAMPLED_BYTES = 4096
 """Bytes of each tensor that enter the fingerprint: enough to tell checkpoints apart, little enough for large ones."""
+_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm")  # what models call it
 
 
 class TargetOutput(NamedTuple):
@@ -35,7 +39,10 @@ class TargetModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, target_layer_ids: Sequence[int], fuse: Callable[[nn.Module], None]
+        self,
+        model: PreTrainedModel,
+        target_layer_ids: Sequence[int] = (),
+        fuse: Callable[[nn.Module], None] = fuse_layers,
     ) -> None:
         """Takes the model over: sets its attention and hooks its layers. Raises `UnsupportedModel`.
 
@@ -45,6 +52,8 @@ class TargetModel:
         check_supported(config)
         register_paged_tree()
         model.eval().requires_grad_(False)
+        self._has_experts = group_experts(model)
+        attention_calls = probe_attention(model)
         model.set_attn_implementation(PAGED_TREE)
         self._fingerprint = _fingerprint(model)  # before anything is replaced, which depends on the device
         fuse(model)
@@ -57,9 +66,7 @@ class TargetModel:
         self.vocab_size: int = config.vocab_size  # with padding
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.kv_shape = KvShape(self.num_layers, num_kv_heads, head_dim, self.dtype)
+        self.kv_shape = kv_shape(config, self.dtype, attention_calls)
         self._taken: dict[int, Tensor] = {}  # what the hooks of a running forward have seen
         self._hook(target_layer_ids)
 
@@ -71,6 +78,11 @@ class TargetModel:
         if given is None:
             return ()
         return (given,) if isinstance(given, int) else tuple(given)
+
+    @property
+    def capture_obstacle(self) -> str | None:
+        """Why `torch.compile` and CUDA graphs cannot take `forward`; None: they can, with Triton attention."""
+        return capture_obstacle(self.model, self._has_experts)
 
     def forward(self, token_ids: Tensor, positions: Tensor, step: AttentionStep, logit_rows: Tensor) -> TargetOutput:
         """Runs the rows `token_ids [num_rows]` at `positions [num_rows]`, with logits of `logit_rows` (all int64)."""
@@ -92,9 +104,10 @@ class TargetModel:
     def _hook(self, target_layer_ids: Sequence[int]) -> None:
         """Before any compilation: hooks that come later are silently left out of a compiled forward."""
         decoder = self.model.get_decoder()
-        layers, norm = getattr(decoder, "layers", None), getattr(decoder, "norm", None)
+        layers = getattr(decoder, "layers", None)
+        norm = next((module for name in _FINAL_NORMS if (module := getattr(decoder, name, None)) is not None), None)
         if not isinstance(layers, nn.ModuleList) or norm is None:
-            raise UnsupportedModel(f"{type(decoder).__name__} has no `layers` and `norm` to read features from")
+            raise UnsupportedModel(f"{type(decoder).__name__} has no `layers` and final norm to read features from")
         assert all(0 <= i < len(layers) for i in target_layer_ids), f"{target_layer_ids} of {len(layers)} layers"
         for place, layer_id in enumerate(target_layer_ids):
             module = norm if layer_id == len(layers) - 1 else layers[layer_id]

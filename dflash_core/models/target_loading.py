@@ -3,54 +3,97 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from dflash_core.attention.registration import PAGED_TREE, register_paged_tree
 from dflash_core.errors import CheckpointMismatch, CheckpointNotFound, UnsupportedModel
+from dflash_core.models.load_progress import load_progress
 from dflash_core.models.target_support import check_supported
+from dflash_core.models.tensor_files import tensor_files
 
 
-def load_target(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal language model in `folder`, in evaluation mode.
+def load_target(folder: Path, dtype: torch.dtype, device: torch.device, name: str = "") -> PreTrainedModel:
+    """The causal language model in `folder`, in evaluation mode, read straight to `device`: the host never holds more
+    of it than the tensors under way, since files are mapped and each tensor is copied from there.
 
-    Raises `CheckpointNotFound`, `UnsupportedModel`, or `CheckpointMismatch` for missing or misshapen tensors.
+    `name` is what progress calls it. Raises `CheckpointNotFound`, `UnsupportedModel`, or `CheckpointMismatch` for
+    missing or misshapen tensors.
     """
+    config = _config(folder)
+    check_supported(config)
+    tensor_files(folder)  # missing shards are named before anything is read
+    register_paged_tree()
+    try:
+        with _shown(name or str(folder), _parameter_bytes(config, dtype)):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                device_map={"": device},
+                attn_implementation=PAGED_TREE,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except OSError as error:
+        raise CheckpointNotFound(f"the target in {folder} has no readable weights: {error}") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointMismatch(f"the weights in {folder} do not match its config: {error}") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointMismatch(f"the target in {folder} lacks tensors that its config needs: {', '.join(missing)}")
+    placed: PreTrainedModel = model.eval()
+    return placed
+
+
+def _config(folder: Path) -> PreTrainedConfig:
     if not (folder / "config.json").is_file():
         raise CheckpointNotFound(f"the target has no config.json: {folder / 'config.json'}")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError) as error:
         model_type = json.loads((folder / "config.json").read_text()).get("model_type")
         raise UnsupportedModel(
             f"transformers itself cannot read the config in {folder}, of model type {model_type!r} (code that comes "
             "with a checkpoint is never run)"
         ) from error
-    check_supported(config)
-    register_paged_tree()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=PAGED_TREE,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except OSError as error:
-        raise CheckpointNotFound(f"the target in {folder} has no readable weights: {error}") from error
-    except RuntimeError as error:
-        raise CheckpointMismatch(f"the weights in {folder} do not match its config: {error}") from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointMismatch(f"the target in {folder} lacks tensors that its config needs: {', '.join(missing)}")
-    placed: PreTrainedModel = model.to(device).eval()
-    return placed
+    return config
+
+
+def _parameter_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> dict[str, int]:
+    """Each parameter's size once it is loaded; tied ones count once."""
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return {name: parameter.nbytes for name, parameter in skeleton.named_parameters()}
+
+
+@contextmanager
+def _shown(name: str, parameter_bytes: dict[str, int]) -> Iterator[None]:
+    """While it is open, our progress stands in for the bars of `transformers`, which count tensors."""
+
+    def iterate(factory: object, args: tuple[Any, ...], options: dict[str, Any]) -> Iterator[Any]:
+        for item in args[0]:
+            yield item
+            # Here the last item has been taken care of; those of other bars have no bytes.
+            if isinstance(item, tuple) and isinstance(item[0], str):
+                advance(parameter_bytes.get(item[0], 0))
+
+    with load_progress(f"target {name}", sum(parameter_bytes.values())) as advance:
+        previous = transformers_logging.set_tqdm_hook(iterate)
+        try:
+            yield
+        finally:
+            transformers_logging.set_tqdm_hook(previous)
 
 
 def tokenizer_size(folder: Path, vocab_size: int) -> int:

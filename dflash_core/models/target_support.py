@@ -11,6 +11,8 @@ from dflash_core.errors import UnsupportedModel
 
 _ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 _BATCH_WIDE_ROPE = frozenset({"dynamic", "longrope"})
+# Known by name to be refused before their weights are read; `attention_probe` finds any other.
+_WITH_SINKS = frozenset({"gpt_oss"})
 
 
 def check_supported(config: PreTrainedConfig) -> None:
@@ -20,14 +22,14 @@ def check_supported(config: PreTrainedConfig) -> None:
 
 
 def _reasons(config: PreTrainedConfig) -> Iterator[str]:
-    if config.get_text_config() is not config:
+    if not _is_text_alone(config):
         yield "it is multimodal (serve its text model)"
         return
     if config.is_encoder_decoder:
         yield "it has an encoder"
     layer_types = set(getattr(config, "layer_types", None) or ())
     if unknown := sorted(layer_types - _ATTENTION_LAYERS):
-        yield f"layers of type {', '.join(unknown)} (state-space and hybrid models keep state that a tree cannot share)"
+        yield f"layers of type {', '.join(unknown)}, where only full and sliding attention can serve a tree"
     for rope in _rope_parameters(config):
         if (rope_type := rope.get("rope_type")) in _BATCH_WIDE_ROPE:
             yield f"rope_type {rope_type}: its frequencies depend on the longest sequence of the batch"
@@ -35,8 +37,17 @@ def _reasons(config: PreTrainedConfig) -> Iterator[str]:
         yield f"multi-head latent attention (kv_lora_rank {config.kv_lora_rank})"
     if getattr(config, "num_kv_shared_layers", 0):
         yield f"{config.num_kv_shared_layers} layers read the keys and values of others"
+    if config.model_type in _WITH_SINKS:
+        yield "attention sinks (s_aux)"
     if getattr(config, "use_bidirectional_attention", False) or getattr(config, "is_causal", True) is False:
         yield "its attention is bidirectional"
+
+
+def _is_text_alone(config: PreTrainedConfig) -> bool:
+    try:
+        return config.get_text_config() is config
+    except ValueError:  # several of its parts could be the text model
+        return False
 
 
 def _class_reasons(config: PreTrainedConfig) -> Iterator[str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from dflash_core.errors import CheckpointMismatch, CheckpointNotFound
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -25,21 +28,59 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         return files
     if not single.is_file():
         raise CheckpointNotFound(f"no weights in {folder}: neither {single.name} nor {index.name}")
-    with safe_open(str(single), framework="pt") as file:
+    with _open(single) as file:
         return dict.fromkeys(file.keys(), single)
 
 
-def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Those tensors, on the CPU, in the dtype they are stored in.
+def tensor_sizes(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """How many elements each of those tensors has, from the headers alone. Raises as `read_tensors`."""
+    sizes: dict[str, int] = {}
+    for path, in_file in _by_file(folder, names).items():
+        with _open(path) as file:
+            sizes |= {name: prod(file.get_slice(name).get_shape()) for name in in_file}
+    return sizes
 
-    Raises `CheckpointNotFound` for a missing file, `CheckpointMismatch` for a missing tensor.
+
+def read_tensors(
+    folder: Path,
+    names: Iterable[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Those tensors alone, each straight from its file to `device`.
+
+    Args:
+        dtype: what they are converted to, one after the other on the device; None: as they are stored.
+        advance: called with the bytes of each tensor that has arrived.
+
+    Raises `CheckpointNotFound` for a missing file, `CheckpointMismatch` for a missing tensor or an unreadable file.
     """
+    tensors: dict[str, Tensor] = {}
+    for path, in_file in _by_file(folder, names).items():
+        with _open(path, device) as file:
+            for name in in_file:
+                tensor = file.get_tensor(name)
+                tensors[name] = tensor if dtype is None else tensor.to(dtype)
+                if advance is not None:
+                    advance(tensors[name].nbytes)
+    return tensors
+
+
+def _by_file(folder: Path, names: Iterable[str]) -> dict[Path, list[str]]:
+    """Which of the tensors each file holds, file after file."""
     files = tensor_files(folder)
     names = list(names)
     if missing := sorted(set(names) - set(files)):
         raise CheckpointMismatch(f"{folder} has no tensor {', '.join(missing)}")
-    tensors: dict[str, Tensor] = {}
-    for path in sorted({files[name] for name in names}):
-        with safe_open(str(path), framework="pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in names if files[name] == path}
-    return tensors
+    return {path: [name for name in names if files[name] == path] for path in sorted({files[name] for name in names})}
+
+
+@contextmanager
+def _open(path: Path, device: torch.device | str = "cpu") -> Iterator[Any]:
+    """A file whose tensors arrive on `device`."""
+    try:
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointMismatch(f"{path} cannot be read: {error}") from error

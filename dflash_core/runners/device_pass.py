@@ -11,6 +11,7 @@ Everything lies at fixed addresses and has a padded size, so that CUDA graphs ca
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ from dflash_core.sampling.arrays import SAMPLING_ARRAYS, fill_sampling
 from dflash_core.sampling.choose import choose_tokens_op
 from dflash_core.staged_arrays import ArraySpec, StagedArrays
 from dflash_core.trees.walk_triton import walk_trees
+
+logger = logging.getLogger(__name__)
 
 _NOWHERE = ("slots", "page_slots", "staged_rows", "parents")  # what is −1 in a padding row
 
@@ -72,7 +75,12 @@ class DevicePass:
         self._inputs = StagedArrays(_arrays(BatchSize(max_rows, max_rows, self._max_blocks)), self._device)
         hidden_size = model.hidden_size if caches.features is not None else 0
         self._result = DeviceResult(max_rows, hidden_size, model.dtype, self._device)
-        self._forward = compile_step(self._run_model) if settings.compile else self._run_model
+        obstacle = model.capture_obstacle
+        if obstacle is not None and (settings.compile or settings.cuda_graphs):
+            logger.warning("%s runs without torch.compile and CUDA graphs: %s", model.name, obstacle)
+        self._is_compiled = settings.compile and obstacle is None
+        self._is_captured = settings.cuda_graphs and obstacle is None and self._device.type == "cuda"
+        self._forward = compile_step(self._run_model) if self._is_compiled else self._run_model
         self._steps = CapturedSteps(self._launch, self._device)
 
     def run(self, rows: PackedRows, clock: StageClock) -> PassResult:
@@ -104,7 +112,7 @@ class DevicePass:
         largest = padded_count(self._settings.max_rows)
         for max_rows in (self._small_rows, largest):  # kernels for both tile sizes, and logits of few rows
             self._launch(PassSize(largest, padded_count(1), max_rows))
-        if self._settings.cuda_graphs:
+        if self._is_captured:
             self._steps.capture(self._graph_sizes(), self._model.name)
 
     def _graph_sizes(self) -> Iterator[PassSize]:
@@ -122,10 +130,10 @@ class DevicePass:
         """Beyond the graphs logits are computed for the choices alone: prefill rows need none."""
         num_rows = padded_count(rows.num_rows)
         largest = int(np.diff(rows.batch.cu_rows).max())
-        is_captured = num_rows <= padded_count(self._settings.max_graph_rows)
+        has_graph = num_rows <= padded_count(self._settings.max_graph_rows)
         return PassSize(
             num_rows,
-            num_rows if is_captured else padded_count(max(1, rows.num_choices)),
+            num_rows if has_graph else padded_count(max(1, rows.num_choices)),
             min(self._small_rows, num_rows) if largest <= self._small_rows else num_rows,
         )
 
@@ -166,7 +174,7 @@ class DevicePass:
         )
         step = DeviceStep(work, caches.kv.pages, caches.kv.staging, page_slots, staged_rows)
         logit_rows = inputs["logit_rows"][: size.num_choices]
-        if self._settings.compile:
+        if self._is_compiled:
             mark_dynamic(
                 [token_ids, logit_rows, page_slots, staged_rows, *(x for x in work.tensors if x is not work.header)]
             )

@@ -15,7 +15,6 @@ from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_che
 from dflash_core.models.cpu_drafter import fuse_drafter
 from dflash_core.models.drafter import DFlashDrafter
 from dflash_core.models.drafter_config import DrafterConfig
-from dflash_core.models.drafter_files import load_drafter
 from dflash_core.models.fused_layers import fuse_drafter_products
 from dflash_core.models.shared_tensors import EmbeddingAndHead, fc_fingerprint
 from dflash_core.models.target_loading import tokenizer_size
@@ -23,6 +22,7 @@ from dflash_core.raw_tensor import from_raw, to_raw
 from dflash_core.runners.devices import pick_device, pick_dtype
 from dflash_core.runners.draft_pass import BlockRows, ContextWriter, DraftPass
 from dflash_core.runners.drafter_context import DrafterContext, NewContext, context_blocks
+from dflash_core.runners.drafter_loading import load_drafter_parts
 from dflash_core.runners.host_draft import HostContextWriter, HostDraftPass
 from dflash_core.runners.settings import DrafterSettings
 from dflash_core.runners.stages import StageClock
@@ -89,8 +89,7 @@ class DrafterRunner:
             num_target_layers=config.num_target_layers,
             fingerprint=fc_fingerprint(folder),
         )
-        shared = EmbeddingAndHead.load(target_folder, target_config, dtype, device)
-        model = load_drafter(folder, dtype, device)
+        model, shared = load_drafter_parts(drafter, folder, target_folder, target_config, dtype, device)
         runner = cls(model, shared, settings, info)
         runner.warm_up()
         return runner

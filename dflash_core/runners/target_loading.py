@@ -45,7 +45,7 @@ def load_target_parts(target: str, drafter: str | None, settings: TargetSettings
     torch.set_float32_matmul_precision("highest")  # fp32 means fp32: tokens must not depend on the batch
     if device.type == "cpu":
         torch.set_num_threads(settings.num_threads)
-    model = load_target(folder, dtype, device)
+    model = load_target(folder, dtype, device, target)
     features = None
     if drafter_folder is not None and drafter_config is not None:
         features = TargetFeatures(

@@ -11,14 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import (
-    Gemma2Config,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen3Config,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import AutoModelForCausalLM
 
 from dflash_core.contracts import (
@@ -37,32 +30,9 @@ from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.target import TargetRound, TargetRunner
 from dflash_core.runners.target_loading import TargetFeatures
 from dflash_core.trees.structure import root_only
+from tests.core.target_configs import CONFIGS, VOCAB_SIZE
 
-VOCAB_SIZE = 120
 TARGET_LAYER_IDS = (0, 2)  # 2 is the last layer: after the final norm
-
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
-
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "qwen3": Qwen3Config(**_SIZES),
-    "llama": LlamaConfig(**_SIZES),
-    "mistral": MistralConfig(**_SIZES, sliding_window=7),
-    "gemma2": Gemma2Config(
-        **_SIZES, sliding_window=6, query_pre_attn_scalar=16, attn_logit_softcapping=3.0, final_logit_softcapping=8.0
-    ),
-}
 
 SAMPLINGS = {
     "greedy": SamplingParams(),
@@ -80,15 +50,22 @@ class Subject:
     projection: ContextProjection
 
 
-def make_subject(name: str = "qwen3", device: torch.device | str = "cpu", **settings: Any) -> Subject:
+def make_subject(
+    config: str | PreTrainedConfig = "qwen3", device: torch.device | str = "cpu", **settings: Any
+) -> Subject:
+    """A subject of one of `CONFIGS`, or of a config with their sizes; `settings` are `TargetSettings`."""
+    config = CONFIGS[config] if isinstance(config, str) else config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = copy.deepcopy(CONFIGS[name])
-        # Eager: the one implementation of transformers that knows softcaps.
-        twin = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        for parameter in twin.parameters():  # initial weights are so small that every logit is nearly the same
-            torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]))
+        # Eager: the one implementation of transformers that knows softcaps, and a plain loop over experts.
+        twin = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), attn_implementation="eager", experts_implementation="eager"
+        ).eval()
+        for name, parameter in twin.named_parameters():
+            # Initial weights are so small that every logit is nearly the same.
+            is_norm = parameter.ndim == 1 and name.endswith("weight")
+            torch.nn.init.normal_(parameter, 1.0 if is_norm else 0.0, 0.2)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
         model.load_state_dict(twin.state_dict())
         model.to(device)
         projection = _projection().to(device)

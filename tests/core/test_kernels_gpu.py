@@ -16,6 +16,7 @@ from tests.core.attention_cases import *  # noqa: F403
 from tests.core.attention_cases import BF16, MAX_ERROR, Case, batch_of, check, inputs_of, relative_error
 from tests.core.attention_oracle import dense_oracle
 from tests.core.commit_cases import *  # noqa: F403
+from tests.core.compile_cases import *  # noqa: F403
 from tests.core.runner_cases import *  # noqa: F403
 from tests.core.store_cases import *  # noqa: F403
 from tests.core.walk_cases import *  # noqa: F403

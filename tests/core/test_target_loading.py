@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    DeepseekV3Config,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GptOssConfig,
-    GptOssForCausalLM,
-    LlamaConfig,
-    MambaConfig,
-    PreTrainedConfig,
-    Qwen3ForCausalLM,
-    Qwen3NextConfig,
-)
+from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 from dflash_core.contracts import RoundRequest, SequenceKey
 from dflash_core.errors import CheckpointMismatch, CheckpointNotFound, InvalidSettings, UnsupportedModel
-from dflash_core.models.target_support import check_supported
+from dflash_core.models import target_loading
+from dflash_core.models.target_loading import load_target
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.target import TargetRunner
-from tests.core.target_models import CONFIGS, decode_plainly, generate, prefill_of, random_prompt, run
+from tests.core.target_models import CONFIGS, decode_plainly, generate, make_subject, prefill_of, random_prompt, run
 from tests.tiny import TinyPair, make_tiny_pair
 
 SETTINGS = TargetSettings(kv_block_size=4, num_blocks=128, device="cpu")
@@ -96,13 +87,64 @@ def test_missing_files_and_tensors_are_named(pair: TinyPair, tmp_path: Path) -> 
     folder = tmp_path / "target"
     folder.mkdir()
     (folder / "config.json").write_text((pair.target / "config.json").read_text())
-    with pytest.raises(CheckpointNotFound, match="no readable weights"):
+    with pytest.raises(CheckpointNotFound, match="no weights in .*: neither model.safetensors nor"):
         TargetRunner.load(str(folder), None, SETTINGS)
     tensors = load_file(pair.target / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointMismatch, match=r"lacks .*model\.layers\.1\.mlp\.up_proj\.weight"):
         TargetRunner.load(str(folder), None, SETTINGS)
+
+
+def test_a_checkpoint_in_shards_loads_and_names_a_missing_one(pair: TinyPair, tmp_path: Path) -> None:
+    Qwen3ForCausalLM.from_pretrained(pair.target, dtype=torch.bfloat16).save_pretrained(tmp_path, max_shard_size="16KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    settings = SETTINGS.model_copy(update={"dtype": "float32"})
+    fingerprints = [TargetRunner.load(str(f), None, settings).info.fingerprint for f in (pair.target, tmp_path)]
+    assert fingerprints[0] == fingerprints[1]
+    shards[1].write_bytes(shards[1].read_bytes()[:-4])
+    with pytest.raises(CheckpointMismatch, match="weights in .* do not match"):
+        TargetRunner.load(str(tmp_path), None, settings)
+    shards[1].unlink()
+    with pytest.raises(CheckpointNotFound, match=f"names files that are not there: {shards[1]}"):
+        TargetRunner.load(str(tmp_path), None, settings)
+
+
+def test_experts_stored_one_by_one_are_joined(tmp_path: Path) -> None:
+    """And what progress counts is all of the model."""
+    subject = make_subject("qwen3_moe")
+    subject.twin.save_pretrained(tmp_path)
+    assert any(".experts.7." in name for name in load_file(tmp_path / "model.safetensors"))
+    arrived: list[int] = []
+    total = 4 * sum(parameter.numel() for parameter in subject.twin.parameters())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target_loading, "load_progress", lambda what, size: nullcontext(arrived.append))
+        model = load_target(tmp_path, torch.float32, torch.device("cpu"))
+    assert sum(arrived) == total
+    prompt = random_prompt(0, 12)
+    assert decode_plainly(TargetRunner(model, None, SETTINGS), prompt, 12) == generate(subject.twin, prompt, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_tensor_goes_to_the_device_that_was_asked_for(
+    pair: TinyPair, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device stands for a GPU, and no whole model is moved there. How much host memory is taken meanwhile
+    only a GPU can show: files are mapped, and each tensor is copied from there."""
+
+    def moved(*_: object) -> None:
+        raise AssertionError("a whole model was moved")
+
+    monkeypatch.setattr(PreTrainedModel, "to", moved)
+    model = load_target(pair.target, dtype, torch.device("meta"))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+def test_loading_prints_no_bar_of_transformers(pair: TinyPair, capfd: pytest.CaptureFixture[str]) -> None:
+    load_target(pair.target, torch.float32, torch.device("cpu"))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_tensors_of_another_shape_are_a_mismatch(pair: TinyPair, tmp_path: Path) -> None:
@@ -119,38 +161,6 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     with pytest.raises(UnsupportedModel, match="homemade"):
         TargetRunner.load(str(tmp_path), None, SETTINGS)
-
-
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (MambaConfig(), "state-space"),
-        (Qwen3NextConfig(), "linear_attention"),
-        (DeepseekV3Config(), "latent attention .kv_lora_rank 512"),
-        (LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "rope_type dynamic"),
-    ],
-    ids=["mamba", "hybrid", "mla", "dynamic rope"],
-)
-def test_unsupported_models_are_refused_with_the_reason(config: PreTrainedConfig, reason: str) -> None:
-    with pytest.raises(UnsupportedModel, match=f"{config.model_type} cannot be a target: .*{reason}"):
-        check_supported(config)
-
-
-def test_a_model_whose_layers_are_not_found_is_refused() -> None:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=1, n_head=2))
-    with pytest.raises(UnsupportedModel, match=r"GPT2Model has no `layers` and `norm`"):
-        TargetRunner(model, None, SETTINGS)
-
-
-def test_attention_arguments_that_are_not_implemented_are_refused_by_name() -> None:
-    config = GptOssConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0,
-        max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-    )  # fmt: skip
-    runner = TargetRunner(GptOssForCausalLM(config), None, SETTINGS)
-    with pytest.raises(UnsupportedModel, match="s_aux"):
-        runner.warm_up()
 
 
 def test_the_pool_is_sized_from_memory_or_refused() -> None:
