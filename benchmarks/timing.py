@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.device import synchronize
+
 _COLD_BYTES = 1 << 28  # several times any L2 cache
 _FEWEST, _MOST = 5, 200  # calls
 
@@ -58,12 +60,6 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
     with torch.cuda.graph(graph, stream=stream):
         run()
     return graph.replay
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until the device is idle."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def copy_bytes_per_second(device: torch.device) -> float:

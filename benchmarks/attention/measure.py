@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.attention.inputs import ARMS, FLEX, OURS, SDPA, Inputs, Size
+from benchmarks.device import free_memory
 from benchmarks.limits import Limit, Rates
 from benchmarks.timing import TooSlow, captured, median_ms, median_wall_ms
 from dflash_core.attention.split_kv.work_list import HeadShape
@@ -58,8 +59,7 @@ def measure(size: Size, heads: HeadShape, device: torch.device, rates: Rates, ar
     except torch.OutOfMemoryError:
         return not_measured(size, "no memory", arms)
     finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(device)
 
 
 def _measure(size: Size, heads: HeadShape, device: torch.device, rates: Rates, arms: Sequence[str]) -> Finding:

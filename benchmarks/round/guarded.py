@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
+
+from benchmarks.device import free_memory
 
 NO_MEMORY = "no memory"
 _HEADROOM_BYTES = 4 << 30  # left to the other arm's activations
@@ -46,13 +47,6 @@ class Guarded(Generic[_Arm]):
         self.failure = reason
         self._arm = None
         free_memory(self._device)
-
-
-def free_memory(device: torch.device) -> None:
-    """Gives what nobody holds back to the device."""
-    gc.collect()  # hooks and models refer to one another
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _has_headroom(device: torch.device) -> bool:

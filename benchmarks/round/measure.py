@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from benchmarks.command import Deadline
+from benchmarks.device import free_memory
 from benchmarks.limits import Limit, Rates, Work
 from benchmarks.random_pair import PairShape, RandomPair
-from benchmarks.round.guarded import NO_MEMORY, Guarded, free_memory
+from benchmarks.round.guarded import NO_MEMORY, Guarded
 from benchmarks.round.ours import APPENDED, OurDrafter, OurTarget
 from benchmarks.round.points import Cell, Round
 from benchmarks.round.reference import ReferenceDrafter, ReferenceTarget

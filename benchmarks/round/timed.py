@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from benchmarks.timing import synchronize
+from benchmarks.device import synchronize
 
 
 @dataclass(frozen=True, slots=True)
