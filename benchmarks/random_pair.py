@@ -94,8 +94,9 @@ class PairShape:
 
 QWEN3_8B = PairShape("qwen3-8b", 151936, 4096, 12288, 36, 32, 8, 128, ties_embeddings=False)
 QWEN3_4B = PairShape("qwen3-4b", 151936, 2560, 9728, 36, 32, 8, 128, ties_embeddings=True)
+MEDIUM = PairShape("medium", 4096, 256, 768, 8, 8, 4, 32, ties_embeddings=False, num_draft_layers=2, draft_block_size=8)
 SMALL = PairShape("small", 512, 64, 128, 6, 4, 2, 16, ties_embeddings=False, num_draft_layers=2, draft_block_size=8)
-SHAPES = {shape.name: shape for shape in (QWEN3_8B, QWEN3_4B, SMALL)}
+SHAPES = {shape.name: shape for shape in (QWEN3_8B, QWEN3_4B, MEDIUM, SMALL)}
 
 
 class RandomPair:
