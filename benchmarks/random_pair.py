@@ -136,7 +136,7 @@ class RandomPair:
         return twin.eval().requires_grad_(False)
 
     def target_runner(self, settings: TargetSettings) -> TargetRunner:
-        """Raises as `TargetRunner`, and `torch.OutOfMemoryError`."""
+        """Warm, as a loaded one is. Raises as `TargetRunner`, and `torch.OutOfMemoryError`."""
         config = self.drafter.config
         with torch.device("meta"):
             projection = ContextProjection(config)
@@ -145,10 +145,12 @@ class RandomPair:
         }
         projection.load_state_dict(weights, assign=True)
         features = TargetFeatures(config.target_layer_ids, projection.eval().requires_grad_(False), FINGERPRINT)
-        return TargetRunner(self.target, features, settings, name=self.shape.name)
+        runner = TargetRunner(self.target, features, settings, name=self.shape.name)
+        runner.warm_up()
+        return runner
 
     def drafter_runner(self, settings: DrafterSettings) -> DrafterRunner:
-        """Raises as `DrafterRunner`, and `torch.OutOfMemoryError`."""
+        """Warm, as a loaded one is. Raises as `DrafterRunner`, and `torch.OutOfMemoryError`."""
         shape = self.shape
         info = DrafterInfo(
             model=shape.name,
@@ -160,7 +162,9 @@ class RandomPair:
             fingerprint=FINGERPRINT,
         )
         fuse_drafter(self.drafter)
-        return DrafterRunner(self.drafter, self.embedding_and_head(), settings, info)
+        runner = DrafterRunner(self.drafter, self.embedding_and_head(), settings, info)
+        runner.warm_up()
+        return runner
 
     def embedding_and_head(self) -> EmbeddingAndHead:
         is_on_cpu = self.device.type == "cpu" and self.dtype == torch.float32

@@ -60,7 +60,8 @@ def main(
     if unknown := [one for one in batches if one not in grid.tree_rows]:
         raise typer.BadParameter(f"batch {unknown[0]} is none of {', '.join(map(str, grid.tree_rows))}")
     repeats = repeats or grid.repeats
-    settings = {"models": names, "dtype": str(dtype), "repeats": repeats}
+    filled = {"target": "prefill rounds", "drafter": "random features", "Hugging Face": "random keys and values"}
+    settings = {"models": names, "dtype": str(dtype), "repeats": repeats, "context_filled_by": filled}
     record = Record(json_path, plot_path, settings)
     deadline = Deadline(time_limit_s)
     rates = Rates.measure(device, dtype)

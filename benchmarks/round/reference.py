@@ -25,6 +25,7 @@ from dflash_core.models.drafter import DFlashDrafter
 from dflash_core.trees.structure import end_rows, parents
 
 _NUM_CANDIDATES = 64
+_MASK_ALIGNMENT = 16  # elements; SDPA copies masks whose rows are not aligned
 
 
 class ReferenceTarget:
@@ -37,7 +38,8 @@ class ReferenceTarget:
         self._pair, self._model, self._context = pair, twin, context
         self._layer_ids = pair.drafter.config.target_layer_ids
         self._cache = random_cache(pair, pair.shape.num_layers, batch, context)
-        shape = (batch, 1, max_tree_rows, max_model_len + max_tree_rows)
+        width = -(-(max_model_len + max_tree_rows) // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
+        shape = (batch, 1, max_tree_rows, width)
         self._mask = torch.zeros(shape, dtype=pair.dtype, device=pair.device)
 
     @torch.inference_mode()

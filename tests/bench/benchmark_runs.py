@@ -17,7 +17,7 @@ import pytest
 from benchmarks import command
 
 ROOT = Path(__file__).resolve().parents[2]
-ABSENT = ("ray", "fastapi", "starlette", "uvicorn", "grpc_health", "deployments", "tests")
+ABSENT = ("ray", "fastapi", "starlette", "uvicorn", "grpc", "deployments", "tests")
 
 _CODE = """
 import runpy, sys
