@@ -25,13 +25,20 @@ class BenchSettings:
     temperatures: tuple[float, ...] = (0.0, 1.0)
     max_tokens: int = 128  # where the prompt itself names none
     repeats: int = 1
+    max_groups: int | None = None  # most groups of prompts that a cell decodes; None: all
+    time_limit_s: float | None = None  # no further group is begun after that; None: none
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("tree_budgets", "concurrencies", "temperatures"):
             if not getattr(self, name):
                 raise InvalidRequest(f"{name} must not be empty", param=name)
-        least = {"concurrencies": min(self.concurrencies), "max_tokens": self.max_tokens, "repeats": self.repeats}
+        least = {
+            "concurrencies": min(self.concurrencies),
+            "max_tokens": self.max_tokens,
+            "repeats": self.repeats,
+            "max_groups": 1 if self.max_groups is None else self.max_groups,
+        }
         for name, value in least.items():
             if value < 1:
                 raise InvalidRequest(f"{name} must be at least 1, got {value}", param=name)
@@ -53,7 +60,9 @@ class Benchmark:
             prompts=tuple(self._tokenised(prompt, index, settings) for index, prompt in enumerate(prompts)),
             arms={cell: arms_at(cell.temperature, settings.tree_budgets, self._models.draft_depth) for cell in cells},
             repeats=settings.repeats,
+            max_groups=settings.max_groups,
         )
+        self._time_limit_s = settings.time_limit_s
         self._decoders: dict[Arm, Decoder] = {}
 
     @property
@@ -74,8 +83,8 @@ class Benchmark:
         return warm_up(self.plan, self._decoders)
 
     def run(self) -> AsyncIterator[Sample]:
-        """Yields `plan.num_samples` samples."""
-        return run(self.plan, self._decoders)
+        """Yields `plan.num_samples` samples, fewer where time runs out: then complete groups still."""
+        return run(self.plan, self._decoders, self._time_limit_s)
 
     def _tokenised(self, prompt: Prompt, index: int, settings: BenchSettings) -> GroupPrompt:
         token_ids = tuple(self._models.tokenizer.encode(prompt.prompt).ids)

@@ -6,6 +6,7 @@ first rotates from group to group.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,12 +21,15 @@ class RunPlan:
     prompts: tuple[GroupPrompt, ...]
     arms: Mapping[Cell, tuple[Arm, ...]]
     repeats: int
+    max_groups: int | None = None  # of a cell; None: as many as the prompts make
 
     @property
     def num_samples(self) -> int:
-        return self.repeats * sum(
-            len(arms) * len(groups_of(self.prompts, cell.concurrency)) for cell, arms in self.arms.items()
-        )
+        return self.repeats * sum(len(arms) * len(self.groups(cell)) for cell, arms in self.arms.items())
+
+    def groups(self, cell: Cell) -> list[list[GroupPrompt]]:
+        """What a cell decodes, a group at a time."""
+        return groups_of(self.prompts, cell.concurrency)[: self.max_groups]
 
 
 def groups_of(prompts: Sequence[GroupPrompt], concurrency: int) -> list[list[GroupPrompt]]:
@@ -38,11 +42,17 @@ def rotated(arms: tuple[Arm, ...], by: int) -> tuple[Arm, ...]:
     return arms[by:] + arms[:by]
 
 
-async def run(plan: RunPlan, decoders: Mapping[Arm, Decoder]) -> AsyncIterator[Sample]:
-    """Yields each sample as it is measured."""
+async def run(
+    plan: RunPlan, decoders: Mapping[Arm, Decoder], time_limit_s: float | None = None
+) -> AsyncIterator[Sample]:
+    """Yields each sample as it is measured. After `time_limit_s` no group but the first is begun: all arms or none."""
+    begin, is_first = time.monotonic(), True
     for repeat in range(plan.repeats):
         for cell, arms in plan.arms.items():
-            for group, prompts in enumerate(groups_of(plan.prompts, cell.concurrency)):
+            for group, prompts in enumerate(plan.groups(cell)):
+                if time_limit_s is not None and not is_first and time.monotonic() - begin >= time_limit_s:
+                    return
+                is_first = False
                 for arm in rotated(arms, group + repeat):
                     decoded = await decoders[arm].decode(prompts, cell.temperature)
                     yield Sample(cell, arm, repeat, group, decoded)
@@ -51,7 +61,7 @@ async def run(plan: RunPlan, decoders: Mapping[Arm, Decoder]) -> AsyncIterator[S
 async def warm_up(plan: RunPlan, decoders: Mapping[Arm, Decoder]) -> AsyncIterator[Arm]:
     """Lets each arm decode the first group of each of its cells, unmeasured: compilation, caches, page faults."""
     for cell, arms in plan.arms.items():
-        prompts = groups_of(plan.prompts, cell.concurrency)[0]
+        prompts = plan.groups(cell)[0]
         for arm in arms:
             await decoders[arm].decode(prompts, cell.temperature)
             yield arm

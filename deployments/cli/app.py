@@ -135,7 +135,8 @@ def bench(
     """Measure Hugging Face generate, plain decoding, chains and trees on the same prompts, interleaved."""
     from cluster.bench.benchmark import BenchSettings
     from cluster.bench.models import ModelOptions
-    from deployments.cli.bench import Outputs, run_benchmark
+    from cluster.bench.session import Outputs
+    from deployments.cli.bench import run_bench
 
     pair = ModelPair.of(target, drafter)
     settings = BenchSettings(
@@ -147,7 +148,7 @@ def bench(
         repeats=repeats,
         seed=seed,
     )
-    run_benchmark(settings, prompts, num_prompts, Outputs(json_file, plot_file, gpu_hour_price))
+    run_bench(settings, prompts, num_prompts, Outputs(json_file, plot_file, gpu_hour_price))
 
 
 @app.command("check-config")

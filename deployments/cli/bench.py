@@ -1,91 +1,16 @@
-"""`dflash bench`: a progress bar while `cluster.bench` measures, then tables, JSON and a plot."""
+"""`dflash bench`: reads the prompts and lets `cluster.bench` measure."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from cluster.bench.benchmark import Benchmark, BenchSettings
-from cluster.bench.machine import describe_machine
-from cluster.bench.plot import save_plot
+from cluster.bench.benchmark import BenchSettings
 from cluster.bench.prompts import default_prompts, read_prompts
-from cluster.bench.report import as_json, cells_of, result_table, savings_line, stage_table
-from cluster.bench.samples import Sample
-from cluster.bench.summary import Row, summarise
-from dflash_core.errors import InvalidRequest
+from cluster.bench.session import Outputs, run_benchmark
 
 
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """Where a benchmark's findings go, besides the terminal."""
-
-    json_file: Path | None
-    plot_file: Path | None
-    gpu_hour_price: float | None
-
-
-def run_benchmark(
-    settings: BenchSettings, prompts_file: Path | None, num_prompts: int | None, outputs: Outputs
-) -> None:
-    """Raises `InvalidRequest` for wrong input, before anything is loaded, and what loading raises."""
-    for path in (outputs.json_file, outputs.plot_file):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InvalidRequest(f"cannot write {path}: its folder does not exist")
+def run_bench(settings: BenchSettings, prompts_file: Path | None, num_prompts: int | None, outputs: Outputs) -> None:
+    """Raises `InvalidRequest` for wrong prompts before anything is loaded, and what `run_benchmark` raises."""
     prompts = (default_prompts() if prompts_file is None else read_prompts(prompts_file))[:num_prompts]
-    machine = describe_machine()
-    errors = Console(stderr=True)
-    with errors.status("loading the models"):
-        benchmark = Benchmark(settings, prompts)
-    samples = asyncio.run(_measure(benchmark, errors))
-    rows = summarise(samples)
-    _show(_wide_console(), rows, outputs.gpu_hour_price)
-    if outputs.json_file is not None:
-        described = settings.as_dict() | {
-            "num_prompts": len(prompts),
-            "prompts_file": prompts_file and str(prompts_file),
-        }
-        found = as_json(machine, described, rows, samples, outputs.gpu_hour_price)
-        outputs.json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if outputs.plot_file is not None:
-        save_plot(outputs.plot_file, rows)
-
-
-async def _measure(benchmark: Benchmark, console: Console) -> list[Sample]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    samples = []
-    async with benchmark:
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("warming up", total=benchmark.num_warm_ups)
-            async for arm in benchmark.warm_up():
-                progress.update(task, advance=1, description=f"warming up {arm.name}")
-            progress.update(task, description="warmed up")
-            task = progress.add_task("measuring", total=benchmark.plan.num_samples)
-            async for sample in benchmark.run():
-                samples.append(sample)
-                progress.update(task, advance=1, description=f"measuring {sample.arm.name}")
-            progress.update(task, description="measured")
-    return samples
-
-
-def _wide_console() -> Console:
-    """A terminal has its width; a file or a pipe has room for every column."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def _show(console: Console, rows: Sequence[Row], price: float | None) -> None:
-    for cell in cells_of(rows):
-        console.print(result_table(cell, rows, price))
-    for cell in cells_of(rows):
-        console.print(stage_table(cell, rows))
-    if price is not None:
-        for cell in cells_of(rows):
-            line = savings_line(cell, rows, price)
-            if line is not None:
-                console.print(line)
+    described = {"num_prompts": len(prompts), "prompts_file": prompts_file and str(prompts_file)}
+    run_benchmark(settings, prompts, outputs, described)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dflash_core.training.block_loss import BlockLoss, target_states
 from dflash_core.training.continuations import Continuations
+from dflash_core.training.loop import autocast
 
 
 def decoded_acceptance_length(
@@ -24,8 +25,9 @@ def decoded_acceptance_length(
     greedy = np.flatnonzero(held_out.is_greedy)[:most_sequences]
     for row, prompt_len in zip(held_out.token_ids[greedy], held_out.prompt_lens[greedy].tolist(), strict=True):
         end = min(len(row), prompt_len + most_tokens + size - 1)
-        token_ids = torch.from_numpy(row[:end].astype(np.int64))[None]
-        rounds = walk(chain_acceptance_length(block_loss, token_ids, torch.arange(prompt_len, end - size + 1)[None])[0])
+        token_ids = torch.from_numpy(row[:end].astype(np.int64))[None].to(block_loss.device)
+        roots = torch.arange(prompt_len, end - size + 1, device=block_loss.device)[None]
+        rounds = walk(chain_acceptance_length(block_loss, token_ids, roots)[0])
         num_rounds += len(rounds)
         num_tokens += sum(rounds)
     return num_tokens / num_rounds
@@ -34,9 +36,9 @@ def decoded_acceptance_length(
 def walk(lengths: Tensor) -> list[int]:
     """Lengths of the rounds that decoding from root 0 meets, where the round at root i commits `lengths[i]` tokens."""
     rounds: list[int] = []
-    root = 0
-    while root < len(lengths):
-        rounds.append(int(lengths[root]))
+    root, of_root = 0, lengths.tolist()
+    while root < len(of_root):
+        rounds.append(int(of_root[root]))
         root += rounds[-1]
     return rounds
 
@@ -46,8 +48,9 @@ def chain_acceptance_length(block_loss: BlockLoss, token_ids: Tensor, anchors: T
     """`[batch, anchors]` tokens per round of a greedy chain at these roots, on greedy continuations:
     the drafted tokens up to the first that the target did not write, and the bonus token."""
     config = block_loss.drafter.config
-    raw_features = target_states(block_loss.target, token_ids, config.target_layer_ids)[..., : -config.hidden_size]
-    drafted = block_loss.draft_logits(token_ids, anchors, raw_features).argmax(-1)
+    with autocast(block_loss.device):
+        raw_features = target_states(block_loss.target, token_ids, config.target_layer_ids)[..., : -config.hidden_size]
+        drafted = block_loss.draft_logits(token_ids, anchors, raw_features).argmax(-1)
     positions, inside = block_loss.predicted_positions(anchors, token_ids.shape[1])
-    written = token_ids[torch.arange(len(token_ids))[:, None, None], positions]
+    written = token_ids[torch.arange(len(token_ids), device=token_ids.device)[:, None, None], positions]
     return ((drafted == written) & inside).cumprod(-1).sum(-1) + 1

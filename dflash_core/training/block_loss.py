@@ -24,6 +24,10 @@ class BlockLoss(nn.Module):
         self.target = target.requires_grad_(False).eval()
         self.drafter = drafter
 
+    @property
+    def device(self) -> torch.device:
+        return self.drafter.fc.weight.device
+
     def forward(
         self, token_ids: Tensor, anchors: Tensor, is_greedy: Tensor, raw_features: Tensor, final_hidden: Tensor
     ) -> Tensor:
@@ -67,7 +71,7 @@ class BlockLoss(nn.Module):
         embeds = self.target.get_input_embeddings()(block.flatten(1))
         hidden = self.drafter(embeds, positions, attend).view(batch, num_anchors, size, -1)
         logits: Tensor = self.target.get_output_embeddings()(hidden[:, :, 1:])
-        return logits
+        return logits.float()  # whatever the products are computed in: a bf16 logit is too coarse for a loss
 
     def predicted_positions(self, anchors: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Positions `[batch, anchors, depth]` that slots 1, 2, … predict, and which lie inside the sequence."""

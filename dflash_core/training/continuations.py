@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.progress import track
+from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from dflash_core.training.tokenizer import END_OF_TEXT_ID
@@ -43,15 +44,18 @@ def write_shards(
     recipe: ContinuationRecipe,
     worker: int = 0,
     num_workers: int = 1,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Writes the shards of `worker` that are not there yet; prompts are excerpts of `tokens`.
 
     Each prompt is from another random file, at a random place in it: a few large files, which hold tables and long
     lists of tests, would else be most of what a drafter sees. A shard's content follows from the recipe's seed and
-    the shard's number alone.
+    the shard's number alone, on one kind of device. On a GPU the target runs in bf16, the dtype it is stored in.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
+    nn.Module.to(model, device)
     shards = [i for i in range(worker, recipe.num_batches, num_workers) if not _shard(folder, i).exists()]
     for index in track(shards, description=f"continuations (worker {worker})"):
         batch = _continue(model, tokens, recipe, index)
@@ -136,10 +140,10 @@ def _continue(
         eos_token_id=None,  # runs on into the next file, as the training text does
         pad_token_id=0,
     )
-    input_ids = torch.from_numpy(prompts)
+    input_ids = torch.from_numpy(prompts).to(model.device)
     written = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config)  # type: ignore[operator]
     return Continuations(
-        written.numpy().astype(np.uint16),
+        written.cpu().numpy().astype(np.uint16),
         np.full(recipe.batch_size, prompt_len, dtype=np.int32),
         np.full(recipe.batch_size, greedy),
     )

@@ -28,9 +28,9 @@ from dflash_core.models.drafter_files import load_drafter, save_drafter
 from dflash_core.training.acceptance import decoded_acceptance_length
 from dflash_core.training.block_loss import BlockLoss, target_states
 from dflash_core.training.continuations import Continuations
-from dflash_core.training.loop import LoopSettings, train
+from dflash_core.training.loop import LoopSettings, autocast, train
 
-_TARGET_BATCH = 8  # sequences of one target pass: activations that stay in the cache
+_TARGET_BATCH = {"cpu": 8, "cuda": 64}  # sequences of one target pass; on a CPU activations that stay in the cache
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Batch:
 class Sequences:
     """Continuations and corpus windows; the target reads each once, and batches draw new anchors from it.
 
-    What the target computed is kept in bfloat16: `length · (num_captured + 1) · hidden · 2` bytes a sequence.
+    What the target computed is kept in bfloat16 on its device: `length · (num_captured + 1) · hidden · 2` bytes a
+    sequence.
     """
 
     def __init__(
@@ -82,11 +83,11 @@ class Sequences:
         starts = np.random.default_rng([recipe.seed, 0]).integers(0, len(corpus) - self._length, num_corpus)
         windows = np.stack([corpus[s : s + self._length] for s in starts]) if num_corpus else corpus[:0].reshape(0, 1)
         rows = np.concatenate([continuations.token_ids, windows.reshape(num_corpus, self._length)])
-        self._token_ids = torch.from_numpy(rows.astype(np.int64))
+        self._token_ids = torch.from_numpy(rows.astype(np.int64)).to(target.device)
         # The target wrote from prompt_len on: that is where its roots stand.
         self._first_root = np.concatenate([continuations.prompt_lens, np.ones(num_corpus, dtype=np.int32)])
         is_greedy = np.concatenate([continuations.is_greedy, np.zeros(num_corpus, dtype=np.bool_)])
-        self._is_greedy = torch.from_numpy(is_greedy)
+        self._is_greedy = torch.from_numpy(is_greedy).to(target.device)
         self._states = _target_states(target, self._token_ids, recipe.target_layer_ids)
 
     def __len__(self) -> int:
@@ -98,12 +99,13 @@ class Sequences:
         rng = np.random.default_rng([recipe.seed, 1, step, micro_batch])
         picked = self._order(first // len(self))[np.arange(first, first + count) % len(self)]
         anchors = [_anchors(rng, int(self._first_root[i]), self._length, recipe.anchors_per_sequence) for i in picked]
-        states = self._states[torch.from_numpy(picked)].float()
+        rows = torch.from_numpy(picked).to(self._states.device)
+        states = self._states[rows].float()
         hidden_size = states.shape[-1] // (len(recipe.target_layer_ids) + 1)
         return Batch(
-            token_ids=self._token_ids[picked],
-            anchors=torch.from_numpy(np.stack(anchors)),
-            is_greedy=self._is_greedy[picked],
+            token_ids=self._token_ids[rows],
+            anchors=torch.from_numpy(np.stack(anchors)).to(rows.device),
+            is_greedy=self._is_greedy[rows],
             raw_features=states[..., :-hidden_size],
             final_hidden=states[..., -hidden_size:],
         )
@@ -122,10 +124,12 @@ def _anchors(rng: np.random.Generator, first: int, length: int, count: int) -> n
 def _target_states(target: PreTrainedModel, token_ids: Tensor, layer_ids: tuple[int, ...]) -> Tensor:
     """`[num_sequences, length, (num_captured + 1) · hidden]` bfloat16: the captured layers, then the final states."""
     states: Tensor | None = None
-    for first in track(range(0, len(token_ids), _TARGET_BATCH), description="target states"):
-        part = target_states(target, token_ids[first : first + _TARGET_BATCH], layer_ids).bfloat16()
+    count = _TARGET_BATCH[target.device.type]
+    for first in track(range(0, len(token_ids), count), description="target states"):
+        with autocast(target.device):
+            part = target_states(target, token_ids[first : first + count], layer_ids).bfloat16()
         if states is None:
-            states = torch.empty(len(token_ids), *part.shape[1:], dtype=torch.bfloat16)
+            states = torch.empty(len(token_ids), *part.shape[1:], dtype=torch.bfloat16, device=part.device)
         states[first : first + len(part)] = part
     if states is None:
         raise ValueError("there are no sequences to train on")
@@ -161,6 +165,7 @@ def run(
     recipe: DrafterRecipe,
     work: Path,
     start: Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> Path:
     """Trains in `work`, resuming where it stopped; returns the folder with the finished drafter.
 
@@ -177,7 +182,7 @@ def run(
         start_from(drafter, trained.layers, trained.norm)
         drafter.fc.load_state_dict(trained.fc.state_dict())
         drafter.hidden_norm.load_state_dict(trained.hidden_norm.state_dict())
-    block_loss = BlockLoss(target, drafter)
+    block_loss = BlockLoss(target, drafter).to(device)
     forward = torch.compile(block_loss, dynamic=False) if recipe.compiled else block_loss
     sequences = Sequences(target, continuations, corpus, recipe)
 

@@ -73,12 +73,14 @@ def train(
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
     smoothed = math.nan
+    device = trained[0].device
     with Progress(*columns) as progress:
         task = progress.add_task(title, total=settings.steps, completed=first_step, loss=smoothed)
         for step in range(first_step, settings.steps):
             total = 0.0
             for micro_batch in range(settings.micro_batches):
-                loss = loss_of(step, micro_batch) / settings.micro_batches
+                with autocast(device):
+                    loss = loss_of(step, micro_batch) / settings.micro_batches
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             if not math.isfinite(total):
@@ -96,6 +98,11 @@ def train(
                 progress.console.print(f"{title}: step {step + 1}, loss {smoothed:.4f}", highlight=False)
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Matrix products in bf16 on a GPU; weights, sums and losses stay in fp32. Nothing on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 def _save(checkpoint: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     partial = checkpoint.with_suffix(".partial")
@@ -107,7 +114,7 @@ def _save(checkpoint: Path, step: int, model: nn.Module, optimizers: list[torch.
 def _load(checkpoint: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
     if not checkpoint.exists():
         return 0
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     _, unexpected = model.load_state_dict(state["model"], strict=False)
     if unexpected:
         raise ValueError(f"{checkpoint} holds parameters that the model lacks: {unexpected[:4]}")

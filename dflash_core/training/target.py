@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dflash_core.training import corpus, tokenizer
-from dflash_core.training.loop import LoopSettings, train
+from dflash_core.training.loop import LoopSettings, autocast, train
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TargetRecipe:
         )
 
 
-def run(recipe: TargetRecipe, files: list[corpus.SourceFile], work: Path) -> Path:
+def run(recipe: TargetRecipe, files: list[corpus.SourceFile], work: Path, device: torch.device | str = "cpu") -> Path:
     """Trains tokenizer and target on `files` in `work`; returns the folder with the model in bf16."""
     torch.manual_seed(recipe.seed)
     text_tokenizer = _tokenizer(files, recipe, work / "target")
@@ -66,11 +66,12 @@ def run(recipe: TargetRecipe, files: list[corpus.SourceFile], work: Path) -> Pat
     print(f"corpus: {len(tokens):,} tokens, {len(held_out):,} held out")
 
     model = Qwen3ForCausalLM(recipe.config())
+    nn.Module.to(model, device)
     forward = torch.compile(model, dynamic=False) if recipe.compiled else model
     windows = _Windows(tokens, recipe)
 
     def loss_of(step: int, micro_batch: int) -> Tensor:
-        batch = windows.batch(step, micro_batch)
+        batch = windows.batch(step, micro_batch).to(device)
         loss: Tensor = forward(input_ids=batch, labels=batch).loss
         return loss
 
@@ -116,8 +117,9 @@ def held_out_loss(model: Qwen3ForCausalLM, tokens: npt.NDArray[np.uint16], lengt
     picked = np.linspace(0, num_windows - 1, min(most, num_windows)).astype(int)
     losses = []
     for w in picked:
-        batch = torch.from_numpy(tokens[w * length : (w + 1) * length].astype(np.int64))[None]
-        losses.append(float(model(input_ids=batch, labels=batch).loss))
+        batch = torch.from_numpy(tokens[w * length : (w + 1) * length].astype(np.int64))[None].to(model.device)
+        with autocast(model.device):
+            losses.append(float(model(input_ids=batch, labels=batch).loss))
     return float(np.mean(losses))
 
 

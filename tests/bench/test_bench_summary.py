@@ -122,6 +122,20 @@ class _Recorder:
         return Decoded(1.0, tuple((0,) for _ in prompts))
 
 
+@pytest.mark.parametrize(("max_groups", "time_limit_s", "groups"), [(2, None, 2), (None, 0.0, 1), (None, 60.0, 3)])
+async def test_a_cell_decodes_fewer_groups_where_it_is_told_to(
+    max_groups: int | None, time_limit_s: float | None, groups: int
+) -> None:
+    calls: list[tuple[str, int]] = []
+    prompts = tuple(GroupPrompt((1,), 4, seed) for seed in range(3))
+    arms = (HUGGING_FACE, PLAIN)
+    plan = RunPlan(prompts, {Cell(0.0, 1): arms}, repeats=1, max_groups=max_groups)
+    decoders = {arm: _Recorder(arm.name, calls) for arm in arms}
+    samples = [sample async for sample in run(plan, decoders, time_limit_s)]
+    assert len(samples) == len(arms) * groups
+    assert {sample.group for sample in samples} == set(range(groups))
+
+
 async def test_every_arm_decodes_a_group_before_the_next_group_comes() -> None:
     arms = (PLAIN, TREE)
     calls: list[tuple[str, int]] = []

@@ -48,7 +48,9 @@ def test_named_files_exist(document: str) -> None:
     text = path.read_text(encoding="utf-8")
     links = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
     missing = [target for target in links if not (path.parent / target).exists()]
-    names = re.findall(r"`((?:cluster|deployments|dflash_core|docs|k8s|protos|scripts|tests)/[\w/.-]+)`", text)
+    names = re.findall(
+        r"`((?:benchmarks|cluster|deployments|dflash_core|docs|k8s|protos|scripts|tests)/[\w/.-]+)`", text
+    )
     missing += [name for name in names if not (ROOT / name).exists()]
     assert not missing
 

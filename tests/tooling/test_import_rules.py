@@ -104,6 +104,13 @@ def test_layer_imports_only_what_it_may(layer: str) -> None:
     assert not offences, "\n".join(offences)
 
 
+def test_benchmarks_need_no_server() -> None:
+    """They run where neither Ray nor an HTTP server is installed: on a bare GPU machine."""
+    forbidden = {"deployments", "tests", "scripts", "ray", "grpc", "fastapi", "starlette", "uvicorn", "httpx"}
+    offences = [str(found) for found in imports_of_layer("benchmarks") if found.package in forbidden]
+    assert not offences, "\n".join(offences)
+
+
 def test_models_run_in_the_core_alone() -> None:
     """`cluster` reaches models through runners; only the benchmark's reference runs one by itself."""
     users = {
@@ -160,12 +167,12 @@ def declared_libraries(*extras: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folders", "declared"),
-    [(LAYERS, declared_libraries()), (("tests", "scripts"), declared_libraries("dev"))],
+    [(LAYERS, declared_libraries()), (("tests", "scripts", "benchmarks"), declared_libraries("dev"))],
     ids=["product", "tests"],
 )
 def test_every_imported_library_is_declared(folders: tuple[str, ...], declared: set[str]) -> None:
     """A library that comes only because another one needs it today is gone with that one's next release."""
-    ours = {*LAYERS, "tests", "scripts", "google"}  # google: a namespace of many distributions
+    ours = {*LAYERS, "tests", "scripts", "benchmarks", "google"}  # google: a namespace of many distributions
     distributions = importlib.metadata.packages_distributions()
     missing = []
     for found in [found for folder in folders for found in imports_of_layer(folder)]:

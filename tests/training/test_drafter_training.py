@@ -87,6 +87,19 @@ def test_loss_equals_a_loop_over_blocks_and_slots(block_loss: BlockLoss) -> None
         assert float(loss) == pytest.approx(total / weight_sum, rel=1e-5)
 
 
+def test_the_loss_with_products_in_bf16_is_nearly_that_in_fp32(block_loss: BlockLoss) -> None:
+    token_ids, anchors, is_greedy = _tokens(4), torch.tensor([[1, 7], [4, 5]]), torch.tensor([True, False])
+    losses = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):  # as `autocast` on a GPU
+            raw_features, final_hidden = _states(block_loss, token_ids)
+            losses.append(block_loss(token_ids, anchors, is_greedy, raw_features, final_hidden))
+    exact, rounded = losses
+    assert rounded.dtype == torch.float32
+    assert float(rounded) != float(exact)
+    assert float(rounded) == pytest.approx(float(exact), rel=2e-2)
+
+
 def test_a_slot_weighs_as_often_as_its_round_is_met_and_gets_there() -> None:
     certain, hopeless = torch.zeros(1, 3), torch.full((1, 3), 50.0)
     assert torch.equal(round_weights(certain), torch.full((1, 3), 1 / 4))  # one root in four, every slot reached
