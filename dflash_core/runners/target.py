@@ -14,6 +14,7 @@ from dflash_core.attention import AttentionBackend
 from dflash_core.attention.registration import PagedStep
 from dflash_core.cache.blocks import BlockManager
 from dflash_core.cache.pools import FeaturePool, KvPool, slots_of
+from dflash_core.cache.prefix import PrefixCache
 from dflash_core.contracts import (
     ContextChunk,
     Outcome,
@@ -32,6 +33,7 @@ from dflash_core.models.target import TargetModel
 from dflash_core.raw_tensor import to_raw
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.stages import StageClock
+from dflash_core.runners.target_committed import record_committed
 from dflash_core.runners.target_loading import TargetFeatures, load_target_parts
 from dflash_core.runners.target_memory import num_kv_blocks
 from dflash_core.runners.target_plan import PackedRows, RoundPlan, admit, pack
@@ -88,8 +90,10 @@ class TargetRunner:
             self._features = FeaturePool(
                 num_blocks, settings.kv_block_size, hidden_size, self._model.dtype, self._device
             )
+        fingerprint = f"{self._model.fingerprint()}:{features.fingerprint if features else ''}"
         blocks = BlockManager(num_blocks, settings.kv_block_size)
-        self._sequences = TargetSequences(blocks, self._model.vocab_size, max_model_len)
+        prefix_cache = PrefixCache(blocks, fingerprint) if settings.prefix_caching else None
+        self._sequences = TargetSequences(blocks, self._model.vocab_size, max_model_len, prefix_cache)
         self.epoch = 0  # raised by whoever holds the stream to the router, each time it breaks
         self._info = TargetInfo(
             model=name or model.config.model_type,
@@ -102,7 +106,7 @@ class TargetRunner:
             num_blocks=num_blocks,
             max_rows=settings.max_rows,
             max_tree_rows=settings.max_tree_rows,
-            fingerprint=f"{self._model.fingerprint()}:{features.fingerprint if features else ''}",
+            fingerprint=fingerprint,
         )
 
     @classmethod
@@ -152,6 +156,7 @@ class TargetRunner:
             committed = walk(plan, rows, choices, self._sequences.blocks)
             clock.lap("walk")
             self._commit(committed, plan.num_prefill_rows)
+            record_committed(plan, self._sequences.prefix_cache)
             clock.lap("commit")
         context = self._context([*refilled, *plan.sequences()])
         clock.lap("features")
