@@ -46,6 +46,7 @@ class GenerationStatistics:
     queue_ms: float
     time_to_first_token_ms: float
     decode_ms: float  # first token to last
+    cached_tokens: int  # of the prompt, those that the prefix cache had
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class TokenEvent:
     statistics: GenerationStatistics | None = None
     error: DFlashError | None = None
     num_tree_nodes: int = 0  # verified for these tokens, without the root: a client that stops early can still count
+    cached_tokens: int = 0  # with the first tokens: of the prompt, those that the prefix cache had
 
     @property
     def is_last(self) -> bool:

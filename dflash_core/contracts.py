@@ -6,7 +6,7 @@ Positions count from 0 at the first prompt token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -16,6 +16,10 @@ import numpy.typing as npt
 from dflash_core.errors import InvalidRequest
 
 TokenIds = npt.NDArray[np.int32]
+
+
+def _no_tokens() -> TokenIds:
+    return np.empty(0, np.int32)
 
 
 class SequenceKey(NamedTuple):
@@ -90,10 +94,15 @@ class RawTensor:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """One chunk of a sequence's prompt (or of prompt and committed tokens, after a failover).
+    """One chunk of a sequence's prompt (or of prompt and committed tokens, after a failover or preemption).
 
     A chunk with `start` 0 opens the attempt on the target. The last chunk makes the target choose the token at
-    position `start + len(token_ids)`: the first root.
+    position `start + len(token_ids)`: the first root. The first one tells the tokens after it too, so that a prefix
+    that the target has cached may be longer than the chunk: then as many rows are computed, from its end on.
+
+        known    | token_ids | following          |      start 0
+        cached   | num_hit_tokens    |                   whole blocks, at least one token less than is known
+        computed                     | token_ids  |      what `skip(num_hit_tokens)` returns
     """
 
     key: SequenceKey
@@ -104,6 +113,27 @@ class Prefill:
     sampling: SamplingParams
     drafter_address: str = ""  # where this sequence's context features go; "" for nowhere
     features_from: int = 0  # first position whose feature the drafter lacks
+    following: TokenIds = field(default_factory=_no_tokens)  # [n] the rest to be prefilled; none but on a first chunk
+
+    @property
+    def known_tokens(self) -> TokenIds:
+        """Of the positions from `start` on."""
+        return np.concatenate([self.token_ids, self.following]) if len(self.following) else self.token_ids
+
+    def skip(self, num_hit_tokens: int) -> Prefill:
+        """The chunk that is computed where the first `num_hit_tokens` need not be. Only for a first chunk."""
+        if num_hit_tokens == 0:
+            return self
+        known = self.known_tokens
+        assert self.start == 0 < num_hit_tokens < len(known), f"{num_hit_tokens} of {len(known)} from {self.start} on"
+        end = min(num_hit_tokens + len(self.token_ids), len(known))
+        return replace(
+            self,
+            token_ids=known[num_hit_tokens:end],
+            start=num_hit_tokens,
+            is_last=end == len(known) and (self.is_last or len(self.following) > 0),
+            following=known[end:],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +188,7 @@ class Outcome:
     bonus_token: int  # the token after them, the next root; −1 where none was chosen (not the last chunk, not OK)
     cached_len: int  # tokens in the target's KV, which is the root's position
     message: str = ""  # says more where status is not OK
+    num_hit_tokens: int = 0  # of a first chunk: tokens of cached_len that the prefix cache had
 
     @property
     def num_accepted(self) -> int:

@@ -250,11 +250,14 @@ class SequenceTokens(_message.Message):
     STATISTICS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     NUM_TREE_NODES_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     finish_reason: _builtins.str
     """"", "stop" or "length" """
     num_tree_nodes: _builtins.int
     """verified for these tokens, without the root"""
+    cached_tokens: _builtins.int
+    """with the first tokens: of the prompt, those that the prefix cache had"""
     @_builtins.property
     def token_ids(self) -> _common_pb2.Int32Array: ...
     @_builtins.property
@@ -274,10 +277,11 @@ class SequenceTokens(_message.Message):
         statistics: Global___Statistics | None = ...,
         failure: Global___Failure | None = ...,
         num_tree_nodes: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "statistics", b"statistics", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "finish_reason", b"finish_reason", "num_tree_nodes", b"num_tree_nodes", "sequence_id", b"sequence_id", "statistics", b"statistics", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "failure", b"failure", "finish_reason", b"finish_reason", "num_tree_nodes", b"num_tree_nodes", "sequence_id", b"sequence_id", "statistics", b"statistics", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,6 +327,7 @@ class Statistics(_message.Message):
     QUEUE_MS_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     DECODE_MS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     rounds: _builtins.int
     tree_nodes: _builtins.int
     """verified, without roots"""
@@ -332,6 +337,8 @@ class Statistics(_message.Message):
     time_to_first_token_ms: _builtins.float
     decode_ms: _builtins.float
     """first token to last"""
+    cached_tokens: _builtins.int
+    """of the prompt, those that the prefix cache had"""
     def __init__(
         self,
         *,
@@ -342,10 +349,11 @@ class Statistics(_message.Message):
         queue_ms: _builtins.float = ...,
         time_to_first_token_ms: _builtins.float = ...,
         decode_ms: _builtins.float = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "decode_ms", b"decode_ms", "output_tokens", b"output_tokens", "queue_ms", b"queue_ms", "rounds", b"rounds", "time_to_first_token_ms", b"time_to_first_token_ms", "tree_nodes", b"tree_nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cached_tokens", b"cached_tokens", "decode_ms", b"decode_ms", "output_tokens", b"output_tokens", "queue_ms", b"queue_ms", "rounds", b"rounds", "time_to_first_token_ms", b"time_to_first_token_ms", "tree_nodes", b"tree_nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -536,6 +544,7 @@ class Prefill(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     DRAFTER_ADDRESS_FIELD_NUMBER: _builtins.int
     FEATURES_FROM_FIELD_NUMBER: _builtins.int
+    FOLLOWING_FIELD_NUMBER: _builtins.int
     start: _builtins.int
     is_last: _builtins.bool
     num_prompt_tokens: _builtins.int
@@ -547,6 +556,10 @@ class Prefill(_message.Message):
     def token_ids(self) -> _common_pb2.Int32Array: ...
     @_builtins.property
     def sampling(self) -> _common_pb2.Sampling: ...
+    @_builtins.property
+    def following(self) -> _common_pb2.Int32Array:
+        """on a first chunk that is not the last: the rest of what is to be prefilled"""
+
     def __init__(
         self,
         *,
@@ -558,10 +571,11 @@ class Prefill(_message.Message):
         sampling: _common_pb2.Sampling | None = ...,
         drafter_address: _builtins.str = ...,
         features_from: _builtins.int = ...,
+        following: _common_pb2.Int32Array | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["following", b"following", "key", b"key", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafter_address", b"drafter_address", "features_from", b"features_from", "is_last", b"is_last", "key", b"key", "num_prompt_tokens", b"num_prompt_tokens", "sampling", b"sampling", "start", b"start", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafter_address", b"drafter_address", "features_from", b"features_from", "following", b"following", "is_last", b"is_last", "key", b"key", "num_prompt_tokens", b"num_prompt_tokens", "sampling", b"sampling", "start", b"start", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -695,11 +709,14 @@ class Outcome(_message.Message):
     BONUS_TOKEN_FIELD_NUMBER: _builtins.int
     CACHED_LEN_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    NUM_HIT_TOKENS_FIELD_NUMBER: _builtins.int
     status: _builtins.str
     """dflash_core.contracts.OutcomeStatus"""
     bonus_token: _builtins.int
     cached_len: _builtins.int
     message: _builtins.str
+    num_hit_tokens: _builtins.int
+    """of a first chunk: tokens of cached_len that the prefix cache had"""
     @_builtins.property
     def key(self) -> _common_pb2.SequenceKey: ...
     @_builtins.property
@@ -713,10 +730,11 @@ class Outcome(_message.Message):
         bonus_token: _builtins.int = ...,
         cached_len: _builtins.int = ...,
         message: _builtins.str = ...,
+        num_hit_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bonus_token", b"bonus_token", "cached_len", b"cached_len", "key", b"key", "message", b"message", "status", b"status", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bonus_token", b"bonus_token", "cached_len", b"cached_len", "key", b"key", "message", b"message", "num_hit_tokens", b"num_hit_tokens", "status", b"status", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

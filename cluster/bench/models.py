@@ -46,7 +46,9 @@ class BenchModels:
         self._options = options
         shared = {"device": options.device, "dtype": options.dtype, "num_threads": options.num_threads}
         self.tokenizer = load_tokenizer(options.target)
-        self._target = TargetRunner.load(options.target, options.drafter, TargetSettings.model_validate(shared))
+        # Arms decode the same prompts one after the other: each must compute them all.
+        target_settings = TargetSettings.model_validate({**shared, "prefix_caching": False})
+        self._target = TargetRunner.load(options.target, options.drafter, target_settings)
         self._drafter_settings = DrafterSettings.model_validate(shared)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
         self._drafters = {True: self._load_drafter(uses_noise=True)}

@@ -54,6 +54,7 @@ class Sequence:
     rounds: int = 0
     tree_nodes: int = 0
     accepted_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, those that the prefix cache had when it was first prefilled
     stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,4 +145,5 @@ class Sequence:
             queue_ms=(admitted - self.submitted_at) * 1e3,
             time_to_first_token_ms=(first - self.submitted_at) * 1e3,
             decode_ms=(last - first) * 1e3,
+            cached_tokens=self.cached_tokens,
         )

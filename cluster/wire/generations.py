@@ -42,6 +42,7 @@ def event_to_pb(event: TokenEvent) -> router_pb2.SequenceTokens:
         token_ids=int32_to_pb(event.token_ids),
         finish_reason="" if event.finish_reason is None else event.finish_reason.value,
         num_tree_nodes=event.num_tree_nodes,
+        cached_tokens=event.cached_tokens,
     )
     if event.statistics is not None:
         pb.statistics.CopyFrom(_statistics_to_pb(event.statistics))
@@ -62,6 +63,7 @@ def event_from_pb(pb: router_pb2.SequenceTokens) -> TokenEvent:
         statistics=_statistics_from_pb(pb.statistics) if pb.HasField("statistics") else None,
         error=failure_from_pb(pb.failure) if pb.HasField("failure") else None,
         num_tree_nodes=pb.num_tree_nodes,
+        cached_tokens=pb.cached_tokens,
     )
 
 
@@ -90,6 +92,7 @@ def _statistics_to_pb(statistics: GenerationStatistics) -> router_pb2.Statistics
         queue_ms=statistics.queue_ms,
         time_to_first_token_ms=statistics.time_to_first_token_ms,
         decode_ms=statistics.decode_ms,
+        cached_tokens=statistics.cached_tokens,
     )
 
 
@@ -102,4 +105,5 @@ def _statistics_from_pb(pb: router_pb2.Statistics) -> GenerationStatistics:
         queue_ms=pb.queue_ms,
         time_to_first_token_ms=pb.time_to_first_token_ms,
         decode_ms=pb.decode_ms,
+        cached_tokens=pb.cached_tokens,
     )

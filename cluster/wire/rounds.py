@@ -105,13 +105,19 @@ def _prefill_to_pb(prefill: Prefill) -> router_pb2.Prefill:
         sampling=sampling_to_pb(prefill.sampling),
         drafter_address=prefill.drafter_address,
         features_from=prefill.features_from,
+        following=int32_to_pb(prefill.following),
     )
 
 
 def _prefill_from_pb(pb: router_pb2.Prefill) -> Prefill:
-    token_ids = int32_from_pb(pb.token_ids)
+    token_ids, following = int32_from_pb(pb.token_ids), int32_from_pb(pb.following)
     if not len(token_ids):
         raise ProtocolError(f"a prefill chunk must have tokens; that of {pb.key.sequence_id!r} has none")
+    if len(following) and (pb.start > 0 or pb.is_last):
+        raise ProtocolError(
+            f"only a first chunk that is not the last tells what follows; that of {pb.key.sequence_id!r} at {pb.start} "
+            f"(last: {pb.is_last}) has {len(following)} tokens after it"
+        )
     return Prefill(
         key=key_from_pb(pb.key),
         token_ids=token_ids,
@@ -121,6 +127,7 @@ def _prefill_from_pb(pb: router_pb2.Prefill) -> Prefill:
         sampling=internal_sampling_from_pb(pb.sampling),
         drafter_address=pb.drafter_address,
         features_from=pb.features_from,
+        following=following,
     )
 
 
@@ -152,6 +159,7 @@ def round_result_to_pb(result: RoundResult) -> router_pb2.RoundResult:
                 bonus_token=outcome.bonus_token,
                 cached_len=outcome.cached_len,
                 message=outcome.message,
+                num_hit_tokens=outcome.num_hit_tokens,
             )
             for outcome in result.outcomes
         ],
@@ -183,4 +191,5 @@ def _outcome_from_pb(pb: router_pb2.Outcome) -> Outcome:
         bonus_token=pb.bonus_token,
         cached_len=pb.cached_len,
         message=pb.message,
+        num_hit_tokens=pb.num_hit_tokens,
     )

@@ -1,1 +1,2 @@
-"""Paged memory: which blocks are whose (`blocks`, without torch), and the tensors behind them (`pools`)."""
+"""Paged memory: which blocks are whose (`blocks`) and which are found again (`prefix`), without torch; the tensors
+behind them (`pools`)."""

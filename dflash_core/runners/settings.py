@@ -24,6 +24,7 @@ class TargetSettings(BaseModel):
     kv_cache_bytes: int | None = Field(
         None, ge=1, description="memory for KV and features; unset: 256 MiB on cpu, 80 % of what is free on cuda"
     )
+    prefix_caching: bool = Field(True, description="compute the first tokens of sequences that share them only once")
     max_rows: int = Field(1024, ge=1, description="most rows of a round, prefill chunks and trees together")
     max_tree_rows: int = Field(512, ge=1, description="most tree rows of a round")
     compile: bool = Field(True, description="fuse the model's operators with torch.compile; where attention is triton")

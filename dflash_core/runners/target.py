@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from dflash_core.attention.backend import AttentionBackend, picks_triton
 from dflash_core.cache.blocks import BlockManager
 from dflash_core.cache.pools import FeaturePool, KvPool, slots_of
+from dflash_core.cache.prefix import PrefixCache
 from dflash_core.contracts import (
     ContextChunk,
     Outcome,
@@ -35,6 +36,7 @@ from dflash_core.runners.host_pass import HostPass
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.stages import StageClock
 from dflash_core.runners.target_commit import CommittedSpan, commit, reserve_paths
+from dflash_core.runners.target_committed import record_committed
 from dflash_core.runners.target_loading import TargetFeatures, load_target_parts
 from dflash_core.runners.target_memory import num_kv_blocks
 from dflash_core.runners.target_pack import pack
@@ -94,8 +96,10 @@ class TargetRunner:
             projection,
         )
         self._pass = self._make_pass(max_model_len)
+        fingerprint = f"{self._model.fingerprint()}:{features.fingerprint if features else ''}"
         blocks = BlockManager(num_blocks, settings.kv_block_size)
-        self._sequences = TargetSequences(blocks, self._model.vocab_size, max_model_len)
+        prefix_cache = PrefixCache(blocks, fingerprint) if settings.prefix_caching else None
+        self._sequences = TargetSequences(blocks, self._model.vocab_size, max_model_len, prefix_cache)
         self.epoch = 0  # raised by whoever holds the stream to the router, each time it breaks
         self._info = TargetInfo(
             model=name or model.config.model_type,
@@ -108,7 +112,7 @@ class TargetRunner:
             num_blocks=num_blocks,
             max_rows=settings.max_rows,
             max_tree_rows=settings.max_tree_rows,
-            fingerprint=f"{self._model.fingerprint()}:{features.fingerprint if features else ''}",
+            fingerprint=fingerprint,
         )
 
     @classmethod
@@ -154,6 +158,7 @@ class TargetRunner:
             clock.lap("metadata")
             found = self._pass.run(rows, clock)
             committed = _Committed(found.features, commit(plan, rows, found, self._sequences.blocks))
+            record_committed(plan, self._sequences.prefix_cache)
             clock.lap("outcomes")
         context = self._context([*refilled, *plan.sequences()], committed)
         clock.lap("features")

@@ -74,7 +74,14 @@ def _finish_prefill(planned: PlannedPrefill, bonus: int | None) -> Outcome:
     sequence.cached_len = end
     if bonus is not None:
         sequence.bonus_token = bonus
-    return Outcome(sequence.key, OutcomeStatus.OK, _NO_TOKENS, sequence.bonus_token, end)
+    return Outcome(
+        sequence.key,
+        OutcomeStatus.OK,
+        _NO_TOKENS,
+        sequence.bonus_token,
+        end,
+        num_hit_tokens=planned.num_hit_tokens,
+    )
 
 
 def _finish_tree(planned: PlannedTree, path: Rows, rows: PackedRows, tree_choices: Rows) -> Outcome:

@@ -15,8 +15,9 @@ _NO_INTS = np.zeros(0, np.int32)
 @dataclass(frozen=True, slots=True)
 class PlannedPrefill:
     place: int  # of its outcome in the round's result
-    prefill: Prefill
+    prefill: Prefill  # as it is computed: without the tokens that the prefix cache has
     sequence: SequenceState
+    num_hit_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,11 @@ def admit(request: RoundRequest, sequences: TargetSequences, max_rows: int, max_
         try:
             _refuse_second(prefill.key, seen)
             _refuse_overflow("rows", plan.num_rows + len(prefill.token_ids), "max_rows", max_rows)
-            plan.prefills.append(PlannedPrefill(place, prefill, sequences.admit_prefill(prefill)))
-            plan.num_prefill_rows += len(prefill.token_ids)
+            sequence = sequences.admit_prefill(prefill)
+            num_hit_tokens = sequence.cached_len - prefill.start
+            computed = prefill.skip(num_hit_tokens)
+            plan.prefills.append(PlannedPrefill(place, computed, sequence, num_hit_tokens))
+            plan.num_prefill_rows += len(computed.token_ids)
             plan.outcomes.append(None)
         except RowsRefused as refusal:
             plan.outcomes.append(_refused(prefill.key, sequences, refusal))

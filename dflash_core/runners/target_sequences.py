@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dflash_core.cache.blocks import BlockManager, OutOfBlocks
+from dflash_core.cache.prefix import HashChain, PrefixCache
 from dflash_core.contracts import OutcomeStatus, Prefill, Refill, SamplingParams, SequenceKey, TreeRows
 from dflash_core.errors import ProtocolError
 from dflash_core.trees.structure import check_tree
@@ -29,7 +30,7 @@ class RowsRefused(Exception):
 
 @dataclass(slots=True)
 class SequenceState:
-    """One attempt at a sequence. Between rounds its KV and features cover positions 0 … cached_len - 1."""
+    """One attempt at a sequence. Between rounds its KV, features and tokens cover positions 0 … cached_len - 1."""
 
     key: SequenceKey
     sampling: SamplingParams
@@ -38,14 +39,19 @@ class SequenceState:
     block_table: list[int] = field(default_factory=list)
     cached_len: int = 0
     bonus_token: int = NO_TOKEN  # the root of the next tree; none until the prompt is done
+    token_ids: list[int] = field(default_factory=list)  # all committed ones
+    chain: HashChain | None = None  # of the blocks that are findable; None without a prefix cache
 
 
 class TargetSequences:
     """Every sequence of a target by its id, and the blocks they hold."""
 
-    def __init__(self, blocks: BlockManager, vocab_size: int, max_model_len: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, vocab_size: int, max_model_len: int, prefix_cache: PrefixCache | None
+    ) -> None:
         """`vocab_size` counts padding: a padding id in a tree is merely never accepted."""
         self.blocks = blocks
+        self.prefix_cache = prefix_cache
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._by_id: dict[str, SequenceState] = {}
@@ -78,25 +84,14 @@ class TargetSequences:
         return sequence
 
     def admit_prefill(self, prefill: Prefill) -> SequenceState:
-        """The chunk's sequence, with blocks for it. Raises `RowsRefused`; a sequence it would open is then not."""
-        num_tokens = len(prefill.token_ids)
-        end = prefill.start + num_tokens
-        if num_tokens == 0 or prefill.start < 0:
-            raise RowsRefused(OutcomeStatus.INVALID, f"a chunk of {num_tokens} tokens at {prefill.start} is none")
-        if end > self._max_model_len:
-            raise RowsRefused(
-                OutcomeStatus.INVALID, f"{end} tokens do not fit the target's context of {self._max_model_len}"
-            )
-        least, most = int(np.min(prefill.token_ids)), int(np.max(prefill.token_ids))
-        if least < 0 or most >= self._vocab_size:
-            raise RowsRefused(
-                OutcomeStatus.INVALID, f"token ids must lie in [0, {self._vocab_size}), got {least} to {most}"
-            )
+        """The chunk's sequence, with blocks for it. Raises `RowsRefused`; a sequence it would open is then not.
+
+        A sequence that is opened stands where its hits end: `prefill.skip(sequence.cached_len)` is to be computed.
+        """
+        self._check_tokens(prefill)
         if prefill.start == 0:
             self._make_way(prefill.key)
-            sequence = SequenceState(
-                prefill.key, prefill.sampling, prefill.drafter_address, max(0, prefill.features_from)
-            )
+            sequence = self._open(prefill)
         else:
             sequence = self._find(prefill.key)
             if sequence.cached_len != prefill.start or sequence.bonus_token != NO_TOKEN:
@@ -105,7 +100,13 @@ class TargetSequences:
                     f"the chunk starts at {prefill.start}, the target has {sequence.cached_len} tokens"
                     + (" and its prompt is done" if sequence.bonus_token != NO_TOKEN else ""),
                 )
-        self._extend(sequence, end)
+        end = min(sequence.cached_len + len(prefill.token_ids), prefill.start + len(prefill.known_tokens))
+        try:
+            self._extend(sequence, end)
+        except RowsRefused:
+            if prefill.start == 0:
+                self.blocks.free(sequence.block_table)
+            raise
         self._by_id[prefill.key.sequence_id] = sequence
         return sequence
 
@@ -127,6 +128,38 @@ class TargetSequences:
                 f"the target's is {sequence.bonus_token} at {sequence.cached_len}",
             )
         self._extend(sequence, sequence.cached_len + 1)
+        return sequence
+
+    def _check_tokens(self, prefill: Prefill) -> None:
+        num_tokens, known = len(prefill.token_ids), prefill.known_tokens
+        if num_tokens == 0 or prefill.start < 0:
+            raise RowsRefused(OutcomeStatus.INVALID, f"a chunk of {num_tokens} tokens at {prefill.start} is none")
+        if len(prefill.following) and (prefill.start > 0 or prefill.is_last):
+            raise RowsRefused(
+                OutcomeStatus.INVALID,
+                f"{len(prefill.following)} tokens follow a chunk at {prefill.start} (last: {prefill.is_last}): "
+                "only a first chunk that is not the last tells them",
+            )
+        end = prefill.start + len(known)
+        if end > self._max_model_len:
+            raise RowsRefused(
+                OutcomeStatus.INVALID, f"{end} tokens do not fit the target's context of {self._max_model_len}"
+            )
+        least, most = int(np.min(known)), int(np.max(known))
+        if least < 0 or most >= self._vocab_size:
+            raise RowsRefused(
+                OutcomeStatus.INVALID, f"token ids must lie in [0, {self._vocab_size}), got {least} to {most}"
+            )
+
+    def _open(self, prefill: Prefill) -> SequenceState:
+        """With the blocks that the prefix cache has of it."""
+        features_from = max(0, prefill.features_from)
+        sequence = SequenceState(prefill.key, prefill.sampling, prefill.drafter_address, features_from)
+        if self.prefix_cache is not None:
+            known = prefill.known_tokens
+            sequence.chain = self.prefix_cache.take(sequence.block_table, known)
+            sequence.cached_len = len(sequence.block_table) * self.blocks.kv_block_size
+            sequence.token_ids = known[: sequence.cached_len].tolist()
         return sequence
 
     def _find(self, key: SequenceKey) -> SequenceState:

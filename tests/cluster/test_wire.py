@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def drafted(draw: st.DrawFn) -> Draft:
     )
 
 
-prefills = st.builds(
+chunks = st.builds(
     Prefill,
     key=keys,
     token_ids=int32s(1),
@@ -97,6 +98,8 @@ prefills = st.builds(
     drafter_address=text,
     features_from=uint32,
 )
+first_chunks = st.builds(replace, chunks, start=st.just(0), is_last=st.just(False), following=int32s(1))
+prefills = chunks | first_chunks
 round_requests = st.builds(
     RoundRequest,
     round_id=uint64,
@@ -108,7 +111,7 @@ round_requests = st.builds(
     queued_sequences=uint32,
 )
 outcomes = st.builds(
-    Outcome, keys, st.sampled_from(OutcomeStatus), int32s(), st.integers(-1, 2**31 - 1), uint32, message=text
+    Outcome, keys, st.sampled_from(OutcomeStatus), int32s(), st.integers(-1, 2**31 - 1), uint32, text, uint32
 )
 round_results = st.builds(RoundResult, uint64, st.lists(outcomes, max_size=3).map(tuple), uint32, uint32, stages)
 target_infos = st.builds(
@@ -155,7 +158,9 @@ generation_requests = st.builds(
     timeout_ms=uint32,
 )
 milliseconds = st.floats(0, 1e9)
-statistics = st.builds(GenerationStatistics, uint32, uint32, uint32, uint32, milliseconds, milliseconds, milliseconds)
+statistics = st.builds(
+    GenerationStatistics, uint32, uint32, uint32, uint32, milliseconds, milliseconds, milliseconds, uint32
+)
 events = st.builds(
     TokenEvent,
     sequence_id=text,
@@ -163,6 +168,7 @@ events = st.builds(
     finish_reason=st.none() | st.sampled_from(FinishReason),
     statistics=st.none() | statistics,
     num_tree_nodes=uint32,
+    cached_tokens=uint32,
 )
 
 MESSAGES: dict[str, tuple[st.SearchStrategy[Any], Any, Any]] = {
@@ -236,6 +242,22 @@ def test_damaged_messages_are_refused_with_both_values() -> None:
                 router_pb2.RoundRequest(timeout_ms=1, prefills=[router_pb2.Prefill(key=key)])
             ),
             "'a' has none",
+        ),
+        (
+            lambda: rounds.round_request_from_pb(
+                router_pb2.RoundRequest(
+                    timeout_ms=1, prefills=[router_pb2.Prefill(key=key, token_ids=two, start=4, following=two)]
+                )
+            ),
+            r"'a' at 4 \(last: False\) has 2 tokens",
+        ),
+        (
+            lambda: rounds.round_request_from_pb(
+                router_pb2.RoundRequest(
+                    timeout_ms=1, prefills=[router_pb2.Prefill(key=key, token_ids=two, is_last=True, following=two)]
+                )
+            ),
+            r"'a' at 0 \(last: True\) has 2 tokens",
         ),
         (
             lambda: rounds.round_result_from_pb(

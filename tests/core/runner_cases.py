@@ -28,12 +28,13 @@ from tests.core.target_models import (
     generate,
     make_subject,
     ok,
+    positions_and_features,
     prefill_of,
     random_prompt,
     random_tree,
     run,
 )
-from tests.core.test_target_caches import KEY, cached_kv, decode_with_trees, dense_kv, positions_and_features
+from tests.core.test_target_caches import KEY, cached_kv, decode_with_trees, dense_kv
 from tests.tiny import make_tiny_pair
 
 INTERPRETED = {"attention": "triton", "compile": False}

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import AutoModelForCausalLM
 
 from dflash_core.contracts import (
+    ContextChunk,
     DraftTree,
     Outcome,
     OutcomeStatus,
@@ -26,6 +27,7 @@ from dflash_core.contracts import (
 )
 from dflash_core.models.drafter import ContextProjection
 from dflash_core.models.drafter_config import DrafterConfig, LayerAttention
+from dflash_core.raw_tensor import from_raw
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.target import TargetRound, TargetRunner
 from dflash_core.runners.target_loading import TargetFeatures
@@ -166,6 +168,12 @@ def dense_features(subject: Subject, token_ids: Sequence[int]) -> Tensor:
         hidden = subject.twin(torch.tensor([list(token_ids)]), output_hidden_states=True).hidden_states
         raw = torch.cat([hidden[i + 1][0] for i in TARGET_LAYER_IDS], dim=-1)
         return subject.projection.project_context(raw)
+
+
+def positions_and_features(chunks: Sequence[ContextChunk]) -> tuple[list[int], Tensor]:
+    """What a drafter was sent: positions, and `[positions, hidden]`."""
+    positions = [chunk.start + i for chunk in chunks for i in range(chunk.features.shape[0])]
+    return positions, torch.cat([from_raw(chunk.features) for chunk in chunks])
 
 
 def random_tree(rng: np.random.Generator, root: int, right: Sequence[int], num_nodes: int, max_depth: int) -> DraftTree:

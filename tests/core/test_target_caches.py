@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dflash_core.cache.pools import slots_of
-from dflash_core.contracts import ContextChunk, DraftTree, Refill, SequenceKey, TreeRows
-from dflash_core.raw_tensor import from_raw
+from dflash_core.contracts import DraftTree, Refill, SequenceKey, TreeRows
 from tests.core.target_models import (
     CONFIGS,
     SAMPLINGS,
@@ -19,6 +18,7 @@ from tests.core.target_models import (
     dense_features,
     make_subject,
     ok,
+    positions_and_features,
     prefill_of,
     random_prompt,
     random_tree,
@@ -41,11 +41,6 @@ def dense_kv(subject: Subject, token_ids: list[int]) -> Tensor:
     with torch.inference_mode():
         subject.twin(torch.tensor([token_ids]), past_key_values=cache)
     return torch.stack([torch.stack([layer.keys[0], layer.values[0]]).transpose(1, 2) for layer in cache.layers])
-
-
-def positions_and_features(chunks: list[ContextChunk]) -> tuple[list[int], Tensor]:
-    positions = [chunk.start + i for chunk in chunks for i in range(chunk.features.shape[0])]
-    return positions, torch.cat([from_raw(chunk.features) for chunk in chunks])
 
 
 def decode_with_trees(
