@@ -19,11 +19,17 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """What `RawTensor` calls it. Raises `ProtocolError` for a dtype that does not travel."""
+    name = _NAMES.get(dtype)
+    if name is None:
+        raise ProtocolError(f"tensors of dtype {dtype} do not travel; these do: {', '.join(_DTYPES)}")
+    return name
+
+
 def to_raw(tensor: Tensor) -> RawTensor:
     """The tensor's bytes. A contiguous tensor on the CPU is not copied: the bytes are a view that keeps it alive."""
-    name = _NAMES.get(tensor.dtype)
-    if name is None:
-        raise ProtocolError(f"tensors of dtype {tensor.dtype} do not travel; these do: {', '.join(_DTYPES)}")
+    name = dtype_name(tensor.dtype)
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     return RawTensor(name, tuple(tensor.shape), flat.view(torch.uint8).numpy().data)
 

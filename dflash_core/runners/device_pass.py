@@ -96,7 +96,7 @@ class DevicePass:
         clock.lap("device")
         choices = self._result.choices[: rows.num_choices].copy()
         accepted = self._result.accepted[rows.num_prefill_rows : rows.num_rows].astype(np.bool_)
-        features = RowFeatures(self._result.features[: rows.num_rows], None) if has_features else None
+        features = RowFeatures(self._result.features[: rows.num_rows]) if has_features else None
         return PassResult(choices, accepted, features)
 
     def prepare(self) -> None:

@@ -62,7 +62,7 @@ class HostPass:
         caches.features.write(self._to_device(rows.slots[committed]), features)
         places = np.zeros(rows.num_rows, np.int64)
         places[committed] = np.arange(len(committed))
-        return RowFeatures(features.cpu(), places)
+        return RowFeatures(features.cpu().contiguous(), places)
 
     def _to_device(self, array: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self._model.device)

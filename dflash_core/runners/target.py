@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from dflash_core.attention.backend import AttentionBackend, picks_triton
@@ -151,16 +150,18 @@ class TargetRunner:
             self._sequences.release(key)
         refilled = [sequence for refill in request.refills if (sequence := self._sequences.refill(refill))]
         plan = admit(request, self._sequences, settings.max_rows, settings.max_tree_rows)
-        committed = _Committed(None, [])
+        features: RowFeatures | None = None
+        committed: list[CommittedSpan] = []
         if plan.num_rows:
             reserve_paths(plan, self._sequences.blocks)
             rows = pack(plan, settings.kv_block_size, self._device)
             clock.lap("metadata")
             found = self._pass.run(rows, clock)
-            committed = _Committed(found.features, commit(plan, rows, found, self._sequences.blocks))
+            features = found.features
+            committed = commit(plan, rows, found, self._sequences.blocks)
             record_committed(plan, self._sequences.prefix_cache)
             clock.lap("outcomes")
-        context = self._context([*refilled, *plan.sequences()], committed)
+        context = self._context([*refilled, *plan.sequences()], features, committed)
         clock.lap("features")
         outcomes = tuple(outcome for outcome in plan.outcomes if outcome is not None)
         assert len(outcomes) == len(request.prefills) + len(request.trees), "a sequence is without an outcome"
@@ -197,39 +198,34 @@ class TargetRunner:
 
         return DevicePass(self._model, self._caches, settings, self._vocab_size, max_model_len)
 
-    def _context(self, sequences: Iterable[SequenceState], committed: _Committed) -> dict[str, list[ContextChunk]]:
-        """What these sequences' drafters lack, in chunks of at most 1 MiB."""
+    def _context(
+        self, sequences: Iterable[SequenceState], features: RowFeatures | None, committed: list[CommittedSpan]
+    ) -> dict[str, list[ContextChunk]]:
+        """What these sequences' drafters lack, in chunks of at most 1 MiB.
+
+        What the round committed is on the host already; what is older is read from the feature pages.
+        """
         context: dict[str, list[ContextChunk]] = {}
         if self._caches.features is None:
             return context
         token_bytes = self._model.hidden_size * self._model.dtype.itemsize
         chunk_tokens = max(1, MAX_CHUNK_BYTES // token_bytes)
+        spans = {id(span.sequence): span for span in committed}
         for sequence in sequences:
             start, end = sequence.features_from, sequence.cached_len
             if not sequence.drafter_address or start >= end:
                 continue
-            features = committed.features_of(sequence, start)
-            if features is None:
+            chunks = context.setdefault(sequence.drafter_address, [])
+            span = spans.get(id(sequence))
+            if features is not None and span is not None and start >= span.start:
+                rows = span.rows[start - span.start :]
+                for i in range(0, len(rows), chunk_tokens):
+                    chunk = features.of(rows[i : i + chunk_tokens])
+                    chunks.append(ContextChunk(sequence.key, start + i, chunk))
+            else:
                 slots = slots_of(sequence.block_table, start, end, self._settings.kv_block_size)
-                features = self._caches.features.read(torch.from_numpy(slots).to(self._device)).cpu()
-            context.setdefault(sequence.drafter_address, []).extend(
-                ContextChunk(sequence.key, start + i, to_raw(features[i : i + chunk_tokens]))
-                for i in range(0, end - start, chunk_tokens)
-            )
+                paged = self._caches.features.read(torch.from_numpy(slots).to(self._device)).cpu()
+                for i in range(0, end - start, chunk_tokens):
+                    chunks.append(ContextChunk(sequence.key, start + i, to_raw(paged[i : i + chunk_tokens])))
             sequence.features_from = end
         return context
-
-
-@dataclass(frozen=True, slots=True)
-class _Committed:
-    """What a round's pass made of the sequences' features."""
-
-    features: RowFeatures | None
-    spans: list[CommittedSpan]
-
-    def features_of(self, sequence: SequenceState, start: int) -> Tensor | None:
-        """Of the positions from `start` on, where the pass brought all of them to the host."""
-        span = next((span for span in self.spans if span.sequence is sequence), None)
-        if self.features is None or span is None or start < span.start:
-            return None
-        return self.features.of(span.rows[start - span.start :])

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from dflash_core.cache.pools import FeaturePool, KvPool
+from dflash_core.contracts import RawTensor
 from dflash_core.models.drafter import ContextProjection
+from dflash_core.raw_tensor import dtype_name
 from dflash_core.runners.stages import StageClock
 from dflash_core.runners.target_pack import PackedRows
 
@@ -29,16 +31,20 @@ class TargetCaches:
     projection: ContextProjection | None  # likewise
 
 
-@dataclass(frozen=True, slots=True)
 class RowFeatures:
-    """Context features that a pass brought to the host."""
+    """Context features that a pass brought to the host, as the bytes that travel."""
 
-    features: Tensor  # on the CPU, `[n, hidden]`
-    places: npt.NDArray[np.int64] | None  # [num_rows] where a packed row's features stand; None: at its own number
+    def __init__(self, features: Tensor, places: npt.NDArray[np.int64] | None = None) -> None:
+        """`features`: on the CPU, contiguous, `[n, hidden]`, read until the next pass. `places [num_rows]`: where a
+        packed row's features stand; None: at its own number."""
+        self._dtype, self._hidden_size = dtype_name(features.dtype), features.shape[1]
+        self._bytes = features.view(torch.uint8).numpy()  # [n, hidden · itemsize]
+        self._places = places
 
-    def of(self, rows: npt.NDArray[np.int64]) -> Tensor:
+    def of(self, rows: npt.NDArray[np.int64]) -> RawTensor:
         """A copy `[len(rows), hidden]` of the features of committed packed rows."""
-        return self.features.index_select(0, torch.from_numpy(rows if self.places is None else self.places[rows]))
+        copied = self._bytes[rows if self._places is None else self._places[rows]]
+        return RawTensor(self._dtype, (len(rows), self._hidden_size), copied.reshape(-1).data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from torch._dynamo.testing import CompileCounter
 from dflash_core.attention.split_kv.launch import is_interpreted
 from tests.core.target_models import decode_plainly, generate, make_subject, random_prompt
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def device() -> torch.device:

@@ -125,6 +125,7 @@ def test_logits_that_are_not_numbers_are_said_to_be(device: torch.device) -> Non
     assert "position 5 are not numbers" in outcome.message
 
 
+@pytest.mark.slow
 def test_a_compiled_forward_gives_the_same_and_never_copies_the_pool(device: torch.device) -> None:
     """A compiler that does not trust an operator to change a tensor in place copies it first: all pages, each layer."""
     subject = make_subject("qwen3", device, max_graph_rows=32, **ON_DEVICE | {"compile": True})
@@ -139,7 +140,7 @@ def test_a_compiled_forward_gives_the_same_and_never_copies_the_pool(device: tor
     assert all(name.startswith("arg") for name in next(iter(pools))), pools
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_drafter_drafts_as_on_the_cpu(compiled: bool, device: torch.device, tmp_path: Path) -> None:
     """Causal windowed and bidirectional layers; chunks of two sequences in one call; more blocks than a pass takes."""
     layers = (LayerAttention(7, True), LayerAttention(None, False))
