@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-CASES = [str(Path(__file__).with_name(name)) for name in ("attention_cases.py", "commit_cases.py", "runner_cases.py")]
+import pytest
 
 
-def test_cases_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *CASES]
+@pytest.mark.parametrize("names", [("attention_cases", "commit_cases", "runner_cases"), ("sampling_cases",)], ids=str)
+def test_cases_in_the_interpreter(names: tuple[str, ...]) -> None:
+    cases = [str(Path(__file__).with_name(f"{name}.py")) for name in names]
+    numpy_on_nan = "ignore::RuntimeWarning:triton.runtime.interpreter"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", numpy_on_nan, *cases]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=280)
