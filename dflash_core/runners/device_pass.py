@@ -31,7 +31,7 @@ from dflash_core.runners.stages import StageClock
 from dflash_core.runners.target_pack import PackedRows
 from dflash_core.runners.target_pass import PassResult, RowFeatures, TargetCaches
 from dflash_core.sampling.arrays import SAMPLING_ARRAYS, fill_sampling
-from dflash_core.sampling.choose import choose_tokens_op
+from dflash_core.sampling.device.choose import choose_tokens_op
 from dflash_core.staged_arrays import ArraySpec, StagedArrays
 from dflash_core.trees.walk_triton import walk_trees
 

@@ -39,6 +39,7 @@ def compile_kernel(
     folder: Path,
     num_warps: int = 4,
     num_stages: int = 3,
+    fp_fusion: bool = True,
 ) -> Compiled:
     """`types` of arguments that are not int32; pointers and strides are taken to be multiples of 16 bytes."""
     signature, attributes = {}, {}
@@ -47,7 +48,8 @@ def compile_kernel(
         if signature[name].startswith("*") or name.endswith("_stride"):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=dict(constants), attrs=attributes)
-    built = triton.compile(source, target=TARGET, options={"num_warps": num_warps, "num_stages": num_stages})
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": fp_fusion}
+    built = triton.compile(source, target=TARGET, options=options)
     ptx = folder / "kernel.ptx"
     ptx.write_text(built.asm["ptx"], encoding="utf-8")
     command = [knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", str(ptx), "-o", str(folder / "kernel.cubin")]

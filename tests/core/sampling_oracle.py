@@ -84,3 +84,21 @@ def random_logits(seed: int, rows: int, vocab: int, spread: float, num_levels: i
     """Normal logits; with `num_levels` rounded to that many levels per unit, so that many are equal."""
     logits = np.random.default_rng(seed).normal(size=(rows, vocab)).astype(np.float32) * np.float32(spread)
     return logits if num_levels is None else np.round(logits * num_levels) / np.float32(num_levels)
+
+
+def random_rows(seed: int, num_rows: int) -> list[tuple[SamplingParams, int]]:
+    """Parameters and positions of `num_rows` rows, as `sampling_params` draws them, but a fixed function of `seed`."""
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            SamplingParams(
+                temperature=float(rng.choice([0.0, 0.05, 0.3, 0.7, 1.0, 1.5, 8.0])),
+                top_k=int(rng.choice([0, 0, 1, 2, 5, 20, 64, 65, 1000])),
+                top_p=float(rng.choice([1.0, 1.0, 1e-6, 0.1, 0.5, 0.8, 0.95, 0.999])),
+                min_p=float(rng.choice([0.0, 0.0, 0.01, 0.1, 0.5, 1.0])),
+                seed=int(rng.integers(2**64, dtype=np.uint64)),
+            ),
+            int(rng.integers(2**20)),
+        )
+        for _ in range(num_rows)
+    ]

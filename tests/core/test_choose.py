@@ -1,4 +1,4 @@
-"""Choosing tokens: the numba and torch forms against a numpy oracle, and the distribution itself."""
+"""Choosing tokens: the numba form against a numpy oracle, and the distribution itself."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dflash_core.contracts import SamplingParams
-from dflash_core.sampling.choose import choose_tokens, choose_tokens_torch
+from dflash_core.sampling.choose import choose_tokens
 from dflash_core.sampling.rows import SamplingRows
 from tests.core import sampling_oracle as oracle
 from tests.core.sampling_oracle import lies_on_top_p_border, random_logits, sampling_params
 
-CHOICES = [choose_tokens, choose_tokens_torch]
 
-
-@pytest.mark.parametrize("choose", CHOICES)
 @given(
     row_list=st.lists(st.tuples(sampling_params, st.integers(0, 2**20)), min_size=1, max_size=8),
     seed=st.integers(0, 2**32 - 1),
@@ -29,10 +26,10 @@ CHOICES = [choose_tokens, choose_tokens_torch]
     num_levels=st.sampled_from([None, None, 1, 8]),
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_choice_is_the_oracles(choose, row_list, seed, vocab, padding, spread, num_levels) -> None:
+def test_choice_is_the_oracles(row_list, seed, vocab, padding, spread, num_levels) -> None:
     logits = random_logits(seed, len(row_list), vocab + padding, spread, num_levels)
     logits[:, vocab:] = 1e4  # padding must never win
-    chosen = choose(torch.from_numpy(logits), SamplingRows.of(row_list), vocab)
+    chosen = choose_tokens(torch.from_numpy(logits), SamplingRows.of(row_list), vocab)
     for row, (params, position) in enumerate(row_list):
         scores = oracle.scores(logits[row, :vocab], params, position)
         token = int(chosen[row])
@@ -46,8 +43,7 @@ def test_choice_is_the_oracles(choose, row_list, seed, vocab, padding, spread, n
         assert margin <= 8 * np.spacing(np.abs(scores.max())) or lies_on_top_p_border(logits[row, :vocab], params)
 
 
-@pytest.mark.parametrize("choose", CHOICES)
-def test_a_large_vocabulary(choose) -> None:
+def test_a_large_vocabulary() -> None:
     logits = random_logits(3, 6, 152_064, 3.0, None)
     row_list = [
         (SamplingParams(), 5),
@@ -57,28 +53,26 @@ def test_a_large_vocabulary(choose) -> None:
         (SamplingParams(temperature=1.0, min_p=0.05, seed=4), 9),
         (SamplingParams(temperature=1.0, top_k=5000, seed=5), 10),
     ]
-    chosen = choose(torch.from_numpy(logits), SamplingRows.of(row_list), 151_936).tolist()
+    chosen = choose_tokens(torch.from_numpy(logits), SamplingRows.of(row_list), 151_936).tolist()
     assert chosen == [
         int(oracle.scores(logits[row, :151_936], params, position).argmax())
         for row, (params, position) in enumerate(row_list)
     ]
 
 
-@pytest.mark.parametrize("choose", CHOICES)
-def test_a_row_does_not_depend_on_its_batch(choose) -> None:
+def test_a_row_does_not_depend_on_its_batch() -> None:
     logits = torch.from_numpy(random_logits(9, 24, 300, 2.0, None))
     row_list = [
         (SamplingParams(temperature=t, top_k=k, top_p=p, seed=seed), 100 + seed)
         for seed, (t, k, p) in enumerate([(0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 20, 0.8), (1.2, 0, 0.9)] * 6)
     ]
-    together = choose(logits, SamplingRows.of(row_list), 290)
-    alone = [choose(logits[i : i + 1], SamplingRows.of([row_list[i]]), 290).item() for i in range(24)]
-    reverse = choose(logits.flip(0), SamplingRows.of(row_list[::-1]), 290).flip(0)
+    together = choose_tokens(logits, SamplingRows.of(row_list), 290)
+    alone = [choose_tokens(logits[i : i + 1], SamplingRows.of([row_list[i]]), 290).item() for i in range(24)]
+    reverse = choose_tokens(logits.flip(0), SamplingRows.of(row_list[::-1]), 290).flip(0)
     assert together.tolist() == alone == reverse.tolist()
 
 
-@pytest.mark.parametrize("choose", CHOICES)
-def test_ties_go_to_the_lowest_id(choose) -> None:
+def test_ties_go_to_the_lowest_id() -> None:
     logits = torch.zeros(3, 100)
     logits[:, [17, 40, 80]] = 1.0
     rows = SamplingRows.of(
@@ -88,19 +82,17 @@ def test_ties_go_to_the_lowest_id(choose) -> None:
             (SamplingParams(temperature=1.0, top_p=0.001, seed=8), 0),
         ]
     )
-    assert choose(logits, rows, 100).tolist() == [17, 17, 17]
-    assert choose(-torch.zeros(3, 100).index_fill(1, torch.arange(50), -0.0), rows, 100).tolist() == [0, 0, 0]
+    assert choose_tokens(logits, rows, 100).tolist() == [17, 17, 17]
+    assert choose_tokens(-torch.zeros(3, 100).index_fill(1, torch.arange(50), -0.0), rows, 100).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("choose", CHOICES)
-def test_equal_values_at_a_top_k_border_keep_the_lowest_ids(choose) -> None:
+def test_equal_values_at_a_top_k_border_keep_the_lowest_ids() -> None:
     logits = torch.zeros(2000, 40)
     rows = SamplingRows.of([(SamplingParams(temperature=1.0, top_k=3, seed=s), 1) for s in range(2000)])
-    assert set(choose(logits, rows, 40).tolist()) == {0, 1, 2}
+    assert set(choose_tokens(logits, rows, 40).tolist()) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("choose", CHOICES)
-def test_rows_without_a_choice_are_marked(choose) -> None:
+def test_rows_without_a_choice_are_marked() -> None:
     logits = torch.zeros(8, 70)
     logits[0:2] = torch.nan
     logits[2:4, 5] = torch.nan
@@ -108,17 +100,16 @@ def test_rows_without_a_choice_are_marked(choose) -> None:
     rows = SamplingRows.of(
         [(SamplingParams(temperature=t, top_p=p, seed=3), 1) for t, p in [(0.0, 1.0), (1.0, 0.9)] * 4]
     )
-    chosen = choose(logits, rows, 70).tolist()
+    chosen = choose_tokens(logits, rows, 70).tolist()
     assert chosen[:6] == [-1] * 6
     assert min(chosen[6:]) >= 0
 
 
-@pytest.mark.parametrize("choose", CHOICES)
-def test_banned_ids_are_never_chosen(choose) -> None:
+def test_banned_ids_are_never_chosen() -> None:
     logits = torch.full((500, 90), -torch.inf)
     logits[:, [3, 88]] = 0.0
     rows = SamplingRows.of([(SamplingParams(temperature=2.0, top_k=10, seed=s), 1) for s in range(500)])
-    assert set(choose(logits, rows, 90).tolist()) == {3, 88}
+    assert set(choose_tokens(logits, rows, 90).tolist()) == {3, 88}
 
 
 def test_bf16_logits_are_chosen_in_fp32() -> None:

@@ -15,8 +15,11 @@ from dflash_core.attention.split_kv.kernels.work_list import work_list_kernel
 from dflash_core.attention.split_kv.tiles import CHUNK_UNIT, tiles_of
 from dflash_core.cache.kernels.commit import commit_kernel
 from dflash_core.cache.kernels.store import scatter_kernel, store_kernel
+from dflash_core.sampling.device.borders import KEYS_HELD, TILE, TILES_TOGETHER
+from dflash_core.sampling.device.kernels.borders import border_kernel, tile_best_kernel
+from dflash_core.sampling.device.kernels.choose import choose_kernel
 from dflash_core.trees.kernels.walk import walk_kernel
-from tests.core.compiled_kernels import compile_attention, compile_kernel
+from tests.core.compiled_kernels import POINTERS, compile_attention, compile_kernel
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 SHARED_BYTES = 227 * 1024  # of one program on sm_90
@@ -109,3 +112,32 @@ def test_walk(rows: int, num_warps: int, tmp_path: Path) -> None:
     built = compile_kernel(walk_kernel, types, {"TREE_ROWS": rows, "OTHER_ROWS": 512}, tmp_path, num_warps)
     assert built.shared_bytes <= SHARED_BYTES
     assert built.spilled_bytes == 0
+
+
+SAMPLING_TYPES = {
+    **dict.fromkeys(("temperature", "top_p", "min_p", "tile_sums"), "*fp32"),
+    **dict.fromkeys(("top_k", "listed_tiles"), "*i32"),
+    **dict.fromkeys(("seeds", "positions", "tile_best", "listed_keys", "state", "tokens"), "*i64"),
+}
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_choosing_tokens(dtype: torch.dtype, tmp_path: Path) -> None:
+    """As launched for 151,936 ids."""
+    types = {**SAMPLING_TYPES, "logits": POINTERS[dtype]}
+    sizes = {"TILE": TILE, "TILES_TOGETHER": TILES_TOGETHER}
+    best = compile_kernel(
+        tile_best_kernel, types, {**sizes, "TRUNCATED_ONLY": False}, tmp_path, num_warps=8, fp_fusion=False
+    )
+    assert best.spilled_bytes == 0
+    border = compile_kernel(
+        border_kernel,
+        types,
+        {**sizes, "TILES": 1024, "KEYS_HELD": KEYS_HELD},
+        tmp_path,
+        num_warps=16,
+        fp_fusion=False,
+    )
+    assert border.spilled_bytes <= FEW_BYTES
+    assert border.shared_bytes <= SHARED_BYTES
+    assert compile_kernel(choose_kernel, types, sizes, tmp_path, num_warps=2, fp_fusion=False).spilled_bytes == 0

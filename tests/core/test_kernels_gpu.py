@@ -11,6 +11,10 @@ from dflash_core.attention import RaggedBatch
 from dflash_core.attention.split_kv.attention import attend
 from dflash_core.attention.split_kv.device_batch import BatchSize, DeviceBatch, batch_arrays, fill_batch
 from dflash_core.attention.split_kv.work_list import GridSize, HeadShape, make_work_list, work_list_of
+from dflash_core.contracts import SamplingParams
+from dflash_core.sampling.choose import choose_tokens
+from dflash_core.sampling.device.choose import choose_tokens_op
+from dflash_core.sampling.rows import SamplingRows
 from dflash_core.staged_arrays import StagedArrays
 from tests.core.attention_cases import *  # noqa: F403
 from tests.core.attention_cases import BF16, MAX_ERROR, Case, batch_of, check, inputs_of, relative_error
@@ -18,6 +22,9 @@ from tests.core.attention_oracle import dense_oracle
 from tests.core.commit_cases import *  # noqa: F403
 from tests.core.compile_cases import *  # noqa: F403
 from tests.core.runner_cases import *  # noqa: F403
+from tests.core.sampling_cases import *  # noqa: F403
+from tests.core.sampling_cases import arguments, check_choices
+from tests.core.sampling_oracle import random_logits, random_rows
 from tests.core.store_cases import *  # noqa: F403
 from tests.core.walk_cases import *  # noqa: F403
 
@@ -86,6 +93,41 @@ def test_inductor_compiles_a_layer_whole(device: torch.device) -> None:
 
     compiled = torch.compile(layer, fullgraph=True)
     torch.testing.assert_close(compiled(*inputs), layer(*inputs), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32], ids=str)
+@pytest.mark.parametrize(("spread", "num_levels"), [(3.0, None), (0.1, None), (2.0, 4)])
+def test_a_large_vocabulary_is_chosen_from_as_on_the_cpu(
+    dtype: torch.dtype, spread: float, num_levels: int | None, device: torch.device
+) -> None:
+    logits = torch.from_numpy(random_logits(3, 64, 152_064, spread, num_levels)).to(dtype)
+    row_list = random_rows(4, 64)
+    chosen = choose_tokens(logits.to(device), SamplingRows.of(row_list, device), 151_936).tolist()
+    differing = [
+        i for i, token in enumerate(choose_tokens(logits, SamplingRows.of(row_list), 151_936)) if chosen[i] != token
+    ]
+    assert len(differing) <= 2
+    rows, tokens = logits[differing].float().numpy(), [chosen[i] for i in differing]
+    check_choices(rows, [row_list[i] for i in differing], 151_936, tokens)
+
+
+def test_a_captured_graph_chooses_for_other_rows(device: torch.device) -> None:
+    """Greedy rows while it is captured, every kind of row when it is replayed."""
+    vocab, num_rows = 30_000, 32
+    static = torch.zeros(num_rows, vocab, device=device)
+    row_arguments = arguments([(SamplingParams(), 0)] * num_rows)
+    choose_tokens_op(static, *row_arguments, vocab)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tokens = choose_tokens_op(static, *row_arguments, vocab)
+    for seed in range(3):
+        logits, row_list = random_logits(seed, num_rows, vocab, 3.0, None), random_rows(seed, num_rows)
+        static.copy_(torch.from_numpy(logits))
+        for tensor, fresh in zip(row_arguments, arguments(row_list), strict=True):
+            tensor.copy_(fresh)
+        graph.replay()
+        assert check_choices(logits, row_list, vocab, tokens.tolist()) <= 1
 
 
 def padded_inputs(case: Case, batch: RaggedBatch, rng: np.random.Generator, device: torch.device) -> list[Tensor]:

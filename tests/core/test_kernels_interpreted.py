@@ -28,7 +28,8 @@ def test_slow_cases_in_the_interpreter(cases: str) -> None:
 
 
 def run_cases(cases: str, mark: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", mark, str(FOLDER / cases)]
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning:triton.runtime.interpreter", "-m", mark]
+    command = [sys.executable, "-m", "pytest", *options, str(FOLDER / cases)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=280)

@@ -1,0 +1,1 @@
+"""The Triton kernels; what launches them stands one folder up."""
