@@ -18,7 +18,7 @@ from dflash_core.models.shared_tensors import EmbeddingAndHead, fc_fingerprint
 from dflash_core.models.target_loading import tokenizer_size
 from dflash_core.raw_tensor import from_raw, to_raw
 from dflash_core.runners.devices import pick_device, pick_dtype
-from dflash_core.runners.drafter_context import DrafterContext, context_blocks
+from dflash_core.runners.drafter_context import DrafterContext, size_context
 from dflash_core.runners.drafter_loading import load_drafter_parts
 from dflash_core.runners.settings import DrafterSettings
 from dflash_core.runners.stages import StageClock
@@ -43,7 +43,8 @@ class DrafterRunner:
         self._shared = shared
         self._settings = settings
         self._device = model.fc.weight.device
-        self._context = DrafterContext(model, context_blocks(model, settings), settings.kv_block_size)
+        self.memory = size_context(info.model, model, shared, settings)
+        self._context = DrafterContext(model, self.memory.num_blocks, settings.kv_block_size)
         self._scale = model.config.head_dim**-0.5
 
     @classmethod
@@ -73,6 +74,7 @@ class DrafterRunner:
         )
         model, shared = load_drafter_parts(drafter, folder, target_folder, target_config, dtype, device)
         runner = cls(model, shared, settings, info)
+        runner.memory.log()
         runner.warm_up()
         return runner
 
