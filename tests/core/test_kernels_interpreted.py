@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
-CASES = {"kernels": ("attention_cases.py", "commit_cases.py"), "models": ("runner_cases.py", "compile_cases.py")}
+CASES = [
+    pytest.param(("attention_cases.py", "commit_cases.py"), id="kernels"),
+    pytest.param(("runner_cases.py",), id="runners"),
+    pytest.param(("compile_cases.py",), id="traces", marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("names", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("names", CASES)
 def test_cases_in_the_interpreter(names: tuple[str, ...]) -> None:
     cases = [str(Path(__file__).with_name(name)) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *cases]
