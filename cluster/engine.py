@@ -66,7 +66,8 @@ class LLMInferenceEngine:
         router_settings: everything else that schedules; its strategy and tree_budget are those given here.
 
     Methods may be called from any thread, several at a time: calls share the rounds. The drafter never changes what
-    is generated. Raises what loading raises: `CheckpointNotFound`, `CheckpointMismatch`, `UnsupportedModel`.
+    is generated. What was loaded and what took how much memory is logged at level INFO under "dflash_core". Raises what
+    loading raises: `CheckpointNotFound`, `CheckpointMismatch`, `UnsupportedModel`, `InvalidSettings`.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.transports.drafter_service import DrafterService
 from cluster.transports.grpc_options import start_server
 from deployments.data_plane import candidate_ports, node_address
+from deployments.replica_start import start_model
 from deployments.settings import DrafterPoolSettings
 from deployments.watchdog import check_thread
 from dflash_core.runners.settings import DrafterSettings
@@ -61,4 +62,4 @@ def _load(settings: DrafterPoolSettings, target_model: str) -> Any:
     from dflash_core.runners.drafter import DrafterRunner
 
     fields = {name: getattr(settings, name) for name in DrafterSettings.model_fields}
-    return DrafterRunner.load(settings.model, target_model, DrafterSettings(**fields))
+    return start_model("drafter", lambda: DrafterRunner.load(settings.model, target_model, DrafterSettings(**fields)))

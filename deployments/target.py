@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.transports.target_agent import TargetAgent
 from deployments.discovery import watch_endpoints
+from deployments.replica_start import start_model
 from deployments.settings import TargetPoolSettings
 from deployments.watchdog import check_thread
 from dflash_core.runners.settings import TargetSettings
@@ -65,4 +66,4 @@ def _load(settings: TargetPoolSettings, drafter_model: str | None) -> Any:
     from dflash_core.runners.target import TargetRunner
 
     fields = {name: getattr(settings, name) for name in TargetSettings.model_fields}
-    return TargetRunner.load(settings.model, drafter_model, TargetSettings(**fields))
+    return start_model("target", lambda: TargetRunner.load(settings.model, drafter_model, TargetSettings(**fields)))

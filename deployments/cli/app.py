@@ -39,6 +39,7 @@ MinP = Annotated[float, typer.Option(help="Keep tokens of at least this part of 
 Seed = Annotated[int | None, typer.Option(min=0, help="Same seed, same text. Drawn when it is absent.")]
 TreeBudget = Annotated[int | None, typer.Option(min=0, help="Draft tree nodes a round; 0 decodes plainly.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be given up to 4 times.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Say, on stderr, what took how much memory.")]
 ShowStatistics = Annotated[bool, typer.Option("--stats", help="Say afterwards, on stderr, how it was decoded.")]
 
 
@@ -67,10 +68,15 @@ def generate(
     seed: Seed = None,
     tree_budget: TreeBudget = None,
     stats: ShowStatistics = False,
+    verbose: Verbose = False,
 ) -> None:
     """Continue a prompt in this process, without a server."""
     from deployments.cli.generate import generate_text
 
+    if verbose:
+        from deployments.cli.console import show_log
+
+        show_log()
     generate_text(
         _prompt(prompt),
         target=target,

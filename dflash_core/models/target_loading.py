@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from dflash_core.attention.registration import PAGED_TREE, register_paged_tree
-from dflash_core.errors import CheckpointMismatch, CheckpointNotFound, UnsupportedModel
+from dflash_core.device_memory import check_weights_fit
+from dflash_core.errors import CheckpointMismatch, CheckpointNotFound, InvalidSettings, UnsupportedModel
 from dflash_core.models.load_progress import load_progress
 from dflash_core.models.target_support import check_supported
 from dflash_core.models.tensor_files import tensor_files
@@ -25,15 +26,17 @@ def load_target(folder: Path, dtype: torch.dtype, device: torch.device, name: st
     """The causal language model in `folder`, in evaluation mode, read straight to `device`: the host never holds more
     of it than the tensors under way, since files are mapped and each tensor is copied from there.
 
-    `name` is what progress calls it. Raises `CheckpointNotFound`, `UnsupportedModel`, or `CheckpointMismatch` for
-    missing or misshapen tensors.
+    `name` is what progress calls it. Raises `CheckpointNotFound`, `UnsupportedModel`, `CheckpointMismatch` for missing
+    or misshapen tensors, or `InvalidSettings` where the device has too little memory.
     """
     config = _config(folder)
     check_supported(config)
     tensor_files(folder)  # missing shards are named before anything is read
     register_paged_tree()
+    name, parameter_bytes = name or str(folder), _parameter_bytes(config, dtype)
+    check_weights_fit(f"target {name}", sum(parameter_bytes.values()), device)
     try:
-        with _shown(name or str(folder), _parameter_bytes(config, dtype)):
+        with _shown(name, parameter_bytes):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -47,6 +50,8 @@ def load_target(folder: Path, dtype: torch.dtype, device: torch.device, name: st
             )
     except OSError as error:
         raise CheckpointNotFound(f"the target in {folder} has no readable weights: {error}") from error
+    except torch.OutOfMemoryError as error:  # another process took what was free
+        raise InvalidSettings(f"the weights of target {name} do not fit {device}: {error}") from error
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointMismatch(f"the weights in {folder} do not match its config: {error}") from error
     model, info = loaded

@@ -21,7 +21,7 @@ from dflash_core.models.target_loading import tokenizer_size
 from dflash_core.raw_tensor import from_raw, to_raw
 from dflash_core.runners.devices import pick_device, pick_dtype
 from dflash_core.runners.draft_pass import BlockRows, ContextWriter, DraftPass
-from dflash_core.runners.drafter_context import DrafterContext, NewContext, context_blocks
+from dflash_core.runners.drafter_context import DrafterContext, NewContext, size_context
 from dflash_core.runners.drafter_loading import load_drafter_parts
 from dflash_core.runners.host_draft import HostContextWriter, HostDraftPass
 from dflash_core.runners.settings import DrafterSettings
@@ -45,22 +45,23 @@ class DrafterRunner:
         self._shared = shared
         self._settings = settings
         self._device = model.fc.weight.device
-        num_blocks = context_blocks(model, settings)
-        self._context = DrafterContext(model, num_blocks, settings.kv_block_size)
-        self._pass, self._writer = self._make_passes(num_blocks)
+        self._is_on_device = picks_triton(AttentionBackend(settings.attention), self._device)
+        (fuse_drafter_products if self._is_on_device else fuse_drafter)(model)
+        self.memory = size_context(info.model, model, shared, settings)
+        self._context = DrafterContext(model, self.memory.num_blocks, settings.kv_block_size)
+        self._pass, self._writer = self._make_passes()
 
-    def _make_passes(self, num_blocks: int) -> tuple[DraftPass, ContextWriter]:
+    def _make_passes(self) -> tuple[DraftPass, ContextWriter]:
         model, pool, settings = self._model, self._context.pool, self._settings
         sizes = (self.info.vocab_size, self.info.num_candidates)
-        if not picks_triton(AttentionBackend(settings.attention), self._device):
-            fuse_drafter(model)
+        if not self._is_on_device:
             shared = self._shared.packed_for_cpu()
             return HostDraftPass(model, shared, pool, settings, *sizes), HostContextWriter(model, pool)
         # Here, because Triton exists on Linux only and takes a second to import.
         from dflash_core.runners.device_draft import DeviceContextWriter, DeviceDraftPass
 
-        fuse_drafter_products(model)
-        max_table = min(num_blocks, -(-model.config.max_position_embeddings // settings.kv_block_size))
+        longest = -(-model.config.max_position_embeddings // settings.kv_block_size)
+        max_table = min(self.memory.num_blocks, longest)
         draft_pass = DeviceDraftPass(model, self._shared, pool, settings, *sizes, max_table)
         return draft_pass, DeviceContextWriter(model, pool, settings)
 
@@ -91,6 +92,7 @@ class DrafterRunner:
         )
         model, shared = load_drafter_parts(drafter, folder, target_folder, target_config, dtype, device)
         runner = cls(model, shared, settings, info)
+        runner.memory.log()
         runner.warm_up()
         return runner
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from dflash_core.cache.blocks import BlockManager, OutOfBlocks
 from dflash_core.cache.pools import KvPool, KvShape, Slots, slots_of
 from dflash_core.contracts import ContextStatus, SequenceKey
-from dflash_core.errors import InvalidSettings
 from dflash_core.models.drafter import DFlashDrafter
+from dflash_core.models.shared_tensors import EmbeddingAndHead
+from dflash_core.runners.cache_memory import CacheMemory, CacheNeeds, size_cache, unique_bytes
 from dflash_core.runners.settings import DrafterSettings
 
 _CPU_BYTES = 64 << 20
@@ -127,20 +127,22 @@ class DrafterContext:
         return ContextStatus.OK, NewContext(np.arange(first, end), slots, first - start)
 
 
-def context_blocks(model: DFlashDrafter, settings: DrafterSettings) -> int:
-    """Blocks that the settings mean. Raises `InvalidSettings` where not even one fits the memory."""
-    if settings.num_blocks is not None:
-        return settings.num_blocks
-    device = model.fc.weight.device
-    num_bytes = settings.kv_cache_bytes
-    if num_bytes is None:
-        num_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _CPU_BYTES
-    bytes_per_block = _kv_shape(model).bytes_per_token * settings.kv_block_size
-    if num_bytes < bytes_per_block:
-        raise InvalidSettings(
-            f"a block of context takes {bytes_per_block} bytes, there are {num_bytes} for all of them"
-        )
-    return num_bytes // bytes_per_block
+def size_context(name: str, model: DFlashDrafter, shared: EmbeddingAndHead, settings: DrafterSettings) -> CacheMemory:
+    """The memory of a drafter's context. Raises `InvalidSettings` where not even one block fits: a sequence without
+    room is decoded without drafts."""
+    borrowed = [tensor for tensor in (shared.embedding, shared.head, shared.head_bias) if tensor is not None]
+    needs = CacheNeeds(
+        owner=f"drafter {name}",
+        device=model.fc.weight.device,
+        weight_bytes=unique_bytes([*model.parameters(), *model.buffers(), *borrowed]),
+        kv_bytes_per_token=_kv_shape(model).bytes_per_token,
+        feature_bytes_per_token=0,
+        staging_bytes=0,
+        max_model_len=model.config.max_position_embeddings,
+        min_tokens=settings.kv_block_size,
+        default_cpu_bytes=_CPU_BYTES,
+    )
+    return size_cache(needs, settings)
 
 
 def _kv_shape(model: DFlashDrafter) -> KvShape:

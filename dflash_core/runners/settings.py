@@ -12,7 +12,7 @@ AttentionName = Literal["auto", "torch", "triton"]
 
 
 class TargetSettings(BaseModel):
-    """One target. The pool's size is `num_blocks`, or else what fits `kv_cache_bytes`."""
+    """One target. The pool's size is `num_blocks`, or else what fits `kv_cache_bytes`, or else `memory_fraction`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,9 +20,12 @@ class TargetSettings(BaseModel):
     dtype: DtypeName = Field("auto", description="auto: bfloat16 on cuda, float32 on cpu")
     attention: AttentionName = Field("auto", description="what computes attention; auto: triton on cuda, torch on cpu")
     kv_block_size: int = Field(16, ge=1, description="tokens in a KV block")
-    num_blocks: int | None = Field(None, ge=1, description="KV blocks; unset: as many as kv_cache_bytes holds")
+    memory_fraction: float = Field(
+        0.8, gt=0, le=1, description="on cuda: share of what is free beside the weights for KV, features and staging"
+    )
+    num_blocks: int | None = Field(None, ge=1, description="KV blocks, instead of memory_fraction")
     kv_cache_bytes: int | None = Field(
-        None, ge=1, description="memory for KV and features; unset: 256 MiB on cpu, 80 % of what is free on cuda"
+        None, ge=1, description="memory for KV and features, instead of memory_fraction; unset on cpu: 256 MiB"
     )
     prefix_caching: bool = Field(True, description="compute the first tokens of sequences that share them only once")
     max_rows: int = Field(1024, ge=1, description="most rows of a round, prefill chunks and trees together")
@@ -34,6 +37,11 @@ class TargetSettings(BaseModel):
     num_threads: int = Field(1, ge=1, description="torch threads of the process, on cpu")
 
     @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        _refuse_two_sizes(self.num_blocks, self.kv_cache_bytes)
+        return self
+
+    @model_validator(mode="after")
     def _tree_rows_are_rows(self) -> Self:
         if self.max_tree_rows > self.max_rows:
             raise ValueError(f"max_tree_rows {self.max_tree_rows} exceeds max_rows {self.max_rows}")
@@ -41,7 +49,7 @@ class TargetSettings(BaseModel):
 
 
 class DrafterSettings(BaseModel):
-    """One drafter. The size of its context pool is `num_blocks`, or else what fits `kv_cache_bytes`."""
+    """One drafter. The size of its context pool is as a target's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,9 +57,12 @@ class DrafterSettings(BaseModel):
     dtype: DtypeName = Field("auto", description="auto: bfloat16 on cuda, float32 on cpu")
     attention: AttentionName = Field("auto", description="what computes attention; auto: triton on cuda, torch on cpu")
     kv_block_size: int = Field(16, ge=1, description="tokens in a block of context")
-    num_blocks: int | None = Field(None, ge=1, description="context blocks; unset: as many as kv_cache_bytes holds")
+    memory_fraction: float = Field(
+        0.5, gt=0, le=1, description="on cuda: share of what is free beside the weights for keys and values"
+    )
+    num_blocks: int | None = Field(None, ge=1, description="context blocks, instead of memory_fraction")
     kv_cache_bytes: int | None = Field(
-        None, ge=1, description="memory for keys and values; unset: 64 MiB on cpu, half of what is free on cuda"
+        None, ge=1, description="memory for keys and values, instead of memory_fraction; unset on cpu: 64 MiB"
     )
     num_candidates: int = Field(64, ge=1, description="likeliest tokens told per depth; the vocabulary is the most")
     shared_noise: bool = Field(True, description="rank candidates with the noise that the target will add")
@@ -61,3 +72,13 @@ class DrafterSettings(BaseModel):
     cuda_graphs: bool = Field(True, description="replay steps of padded sizes as CUDA graphs; on cuda")
     max_batch_blocks: int = Field(64, ge=1, description="most draft blocks in one forward; more go in several")
     num_threads: int = Field(1, ge=1, description="torch threads of the process, on cpu")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        _refuse_two_sizes(self.num_blocks, self.kv_cache_bytes)
+        return self
+
+
+def _refuse_two_sizes(num_blocks: int | None, kv_cache_bytes: int | None) -> None:
+    if num_blocks is not None and kv_cache_bytes is not None:
+        raise ValueError(f"num_blocks {num_blocks} and kv_cache_bytes {kv_cache_bytes} both set the cache's size")

@@ -37,7 +37,7 @@ from dflash_core.runners.stages import StageClock
 from dflash_core.runners.target_commit import CommittedSpan, commit, reserve_paths
 from dflash_core.runners.target_committed import record_committed
 from dflash_core.runners.target_loading import TargetFeatures, load_target_parts
-from dflash_core.runners.target_memory import num_kv_blocks
+from dflash_core.runners.target_memory import size_target_cache
 from dflash_core.runners.target_pack import pack
 from dflash_core.runners.target_pass import RowFeatures, TargetCaches, TargetPass
 from dflash_core.runners.target_plan import admit
@@ -86,7 +86,9 @@ class TargetRunner:
         self._device = self._model.device
         max_model_len = min(settings.max_model_len or self._model.max_model_len, self._model.max_model_len)
         shape, hidden_size = self._model.kv_shape, self._model.hidden_size
-        num_blocks = num_kv_blocks(settings, shape, hidden_size if features else 0, max_model_len, self._device)
+        name = name or model.config.model_type
+        self.memory = size_target_cache(name, self._model, projection, settings, max_model_len)
+        num_blocks = self.memory.num_blocks
         self._caches = TargetCaches(
             KvPool(shape, num_blocks, settings.kv_block_size, settings.max_tree_rows, self._device),
             FeaturePool(num_blocks, settings.kv_block_size, hidden_size, self._model.dtype, self._device)
@@ -101,7 +103,7 @@ class TargetRunner:
         self._sequences = TargetSequences(blocks, self._model.vocab_size, max_model_len, prefix_cache)
         self.epoch = 0  # raised by whoever holds the stream to the router, each time it breaks
         self._info = TargetInfo(
-            model=name or model.config.model_type,
+            model=name,
             vocab_size=self._vocab_size,
             hidden_size=hidden_size,
             num_layers=self._model.num_layers,
@@ -123,6 +125,7 @@ class TargetRunner:
         """
         parts = load_target_parts(target, drafter, settings)
         runner = cls(parts.model, parts.features, settings, name=target, vocab_size=parts.vocab_size)
+        runner.memory.log()
         runner.warm_up()
         return runner
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, PreTrainedConfig
 
 from dflash_core.errors import CheckpointMismatch, CheckpointNotFound, UnsupportedModel
 from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
@@ -107,13 +107,16 @@ def test_embedding_and_head_are_the_targets(tmp_path: Path, ties: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scaled_embeddings_and_capped_logits(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Gemma 2 multiplies embeddings by √hidden (rounded to its dtype) and softcaps logits; weights in two shards."""
-    config = Gemma2Config(
+@pytest.mark.parametrize("config_class", [Gemma2Config, Gemma3TextConfig])
+def test_scaled_embeddings_and_capped_logits(
+    tmp_path: Path, config_class: type[PreTrainedConfig], dtype: torch.dtype
+) -> None:
+    """Gemmas multiply embeddings by √hidden (rounded to their dtype) and can softcap logits; weights in two shards."""
+    config = config_class(
         vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=12, final_logit_softcapping=0.05,
     )  # fmt: skip
-    model = Gemma2ForCausalLM(config).to(dtype).eval()
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     model.save_pretrained(tmp_path, max_shard_size="4KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     shared = EmbeddingAndHead.load(tmp_path, TargetConfig.load(tmp_path), dtype)

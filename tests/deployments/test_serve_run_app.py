@@ -81,6 +81,10 @@ def test_with_arguments(tmp_path: Path) -> None:
             request = inference_pb2.GenerateRequest(text="def add(", max_tokens=16, seed=1)
             stub = inference_pb2_grpc.InferenceStub(channel)
             assert stub.Complete(request, timeout=60, wait_for_ready=True).text == by_http
+    terminal = log.read_text(errors="replace")
+    for owner in (f"target {pair.target}", f"drafter {pair.drafter}"):
+        assert f"-- loaded {owner}: " in terminal
+        assert f"-- memory of {owner} on cpu:" in terminal
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/healthz", timeout=5)
 

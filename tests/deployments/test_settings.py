@@ -68,6 +68,8 @@ def test_a_served_name_comes_from_the_last_part_of_a_path() -> None:
         ({"target": "x", "target.model": "y"}, ["twice", "'x'", "'y'"]),
         ({"tree_budget": "1", "tree_budget.x": "2"}, ["tree_budget"]),
         ({"target.model": ""}, ["target.model"]),
+        ({"target.num_blocks": "7", "target.kv_cache_bytes": "99"}, ["'target'", "num_blocks 7", "kv_cache_bytes 99"]),
+        ({"drafter.memory_fraction": "1.5"}, ["'drafter.memory_fraction'", "'1.5'"]),
     ],
 )
 def test_a_wrong_setting_is_one_line_with_key_and_value(arguments: dict[str, Any], words: list[str]) -> None:

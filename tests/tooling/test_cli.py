@@ -65,10 +65,12 @@ def test_an_error_is_one_line(arguments: tuple[str, ...], message: str) -> None:
 def test_generate_streams_what_the_strategies_agree_on(pair: TinyPair) -> None:
     common = ("--target", str(pair.target), "--max-tokens", "12", "--temperature", "0.8", "--seed", "3")
     drafted = _dflash("generate", "-", "--drafter", str(pair.drafter), *common, "--stats", stdin="def add(")
-    plain = _dflash("generate", "def add(", "--strategy", "none", *common)
+    plain = _dflash("generate", "def add(", "--strategy", "none", *common, "--verbose")
     assert drafted.returncode == plain.returncode == 0, drafted.stderr + plain.stderr
     assert drafted.stdout == plain.stdout != "\n"
     assert re.search(r"^12 tokens in \d+ rounds, \d+ tree nodes verified; ", drafted.stderr, re.MULTILINE)
+    assert f"\nmemory of target {pair.target} on cpu:\n  weights  " in plain.stderr
+    assert "memory of" not in drafted.stderr
 
 
 def test_the_readme_s_config_file_is_fine() -> None:
