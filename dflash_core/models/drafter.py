@@ -112,8 +112,9 @@ class DFlashDrafter(ContextProjection):
 
     def rotary(self, position_ids: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin `[..., rows, head_dim]` for positions `[..., rows]`, in the dtype of `like`."""
-        cos, sin = self.rotary_emb(like, position_ids)
-        return cos, sin
+        rows = position_ids.reshape(-1, position_ids.shape[-1])  # transformers before 5.23 takes [batch, rows] alone
+        cos, sin = self.rotary_emb(like, rows)
+        return cos.view(*position_ids.shape, -1), sin.view(*position_ids.shape, -1)
 
     def context_kv(self, context_features: Tensor, position_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the context for each layer, as `DFlashLayer.context_kv`, at positions `[..., tokens]`."""
