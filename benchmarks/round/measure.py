@@ -26,7 +26,7 @@ from dflash_core.contracts import DraftTree
 OURS, REFERENCE = ARMS = ("ours", "Hugging Face")
 WARM_UPS = 3
 NO_TIME = "no time"
-_SHARED_BYTES = 24 << 30  # of keys, values and features: beyond, a cell has runners of its own
+_SHARED_MEMORY = 0.3  # of the device, for keys, values and features: beyond, a cell has runners of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ class Plan:
     def findings(self, cells: Sequence[Cell]) -> Iterator[Finding]:
         """Of every cell's rounds and of its drafter's. Cells share runners, which take a while to make, but for those
         so large that others would lack the memory."""
-        small = [cell for cell in cells if self._pool_bytes(cell) <= _SHARED_BYTES]
+        shared_bytes = _SHARED_MEMORY * _total_bytes(self.device)
+        small = [cell for cell in cells if self._pool_bytes(cell) <= shared_bytes]
         for group in ([small] if small else []) + [[cell] for cell in cells if cell not in small]:
             yield from self._of_group(group)
 
