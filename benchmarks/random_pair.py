@@ -17,8 +17,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from dflash_core.contracts import DrafterInfo
-from dflash_core.models.cpu_drafter import fuse_drafter
-from dflash_core.models.cpu_linear import CpuLinear
 from dflash_core.models.drafter import ContextProjection, DFlashDrafter, qwen3_config
 from dflash_core.models.drafter_config import DrafterConfig, LayerAttention, default_target_layer_ids
 from dflash_core.models.shared_tensors import EmbeddingAndHead
@@ -161,15 +159,12 @@ class RandomPair:
             num_target_layers=shape.num_layers,
             fingerprint=FINGERPRINT,
         )
-        fuse_drafter(self.drafter)
         runner = DrafterRunner(self.drafter, self.embedding_and_head(), settings, info)
         runner.warm_up()
         return runner
 
     def embedding_and_head(self) -> EmbeddingAndHead:
-        is_on_cpu = self.device.type == "cpu" and self.dtype == torch.float32
-        cpu_head = CpuLinear(self._head) if is_on_cpu else None
-        return EmbeddingAndHead(self._embedding, self._head, None, None, None, cpu_head)
+        return EmbeddingAndHead(self._embedding, self._head, None, None, None)
 
     def _drafter_rotary(self) -> Qwen3RotaryEmbedding:
         """In fp32 whatever the dtype."""

@@ -1,8 +1,9 @@
 """`python -m benchmarks.attention --json found.json --plot found.png`; small sizes where there is no GPU.
 
 What is timed is the attention of one layer alone: on a GPU as a CUDA graph, with a cold L2 cache. What the layers of a
-round share, our work list and its copy to the device, is timed by itself. Dense SDPA and FlexAttention get contiguous
-keys and values of equal lengths and their masks made beforehand, and SDPA its queries grouped: in their favour.
+round share, our work list, is timed by itself: as the host sees it made from new metadata, and its kernel alone. Dense
+SDPA and FlexAttention get contiguous keys and values of equal lengths and their masks made beforehand, and SDPA its
+queries grouped: in their favour.
 """
 
 from __future__ import annotations

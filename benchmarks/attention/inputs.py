@@ -16,7 +16,7 @@ from benchmarks.limits import Work
 from benchmarks.trees import random_depths
 from dflash_core.attention import RaggedBatch, RowGroup, ragged_attention
 from dflash_core.attention.padding import padded_groups
-from dflash_core.attention.split_kv.work_list import HeadShape, work_list_of
+from dflash_core.attention.split_kv.work_list import HeadShape, make_work_list, work_list_of
 from dflash_core.trees.structure import end_rows
 
 OURS, SDPA, FLEX = ARMS = ("ours", "sdpa", "flex")
@@ -75,6 +75,11 @@ class Inputs:
         else:
             for group in padded_groups(batch):
                 group.mask(None, self.heads.dtype)
+
+    def listing(self) -> Callable[[], object]:
+        """The part of `prepare` that is a kernel. Only where the device is a GPU."""
+        work = work_list_of(self.new_batch(), self.heads, self.device)
+        return lambda: make_work_list(work.batch, self.heads, work.grid)
 
     def arm(self, name: str) -> Callable[[], Tensor]:
         """Attention of the layer alone. Raises `torch.OutOfMemoryError`."""

@@ -29,6 +29,7 @@ class Finding:
     ms: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     prepare_ms: float | None = None  # what the layers of a round share, as the host sees it: not in `ms`
+    listing_ms: float | None = None  # the kernel in it, where there is one
     error: float | None = None
 
     @property
@@ -87,10 +88,22 @@ def _measure(size: Size, heads: HeadShape, device: torch.device, rates: Rates, a
     if OURS in outputs and SDPA in outputs:
         expected = outputs[SDPA].float()
         difference = float((outputs[OURS].float() - expected).norm() / expected.norm())
-    return Finding(size, inputs.work.limit(rates), ms, missing, _prepare_ms(inputs, device), difference)
+    return Finding(
+        size=size,
+        limit=inputs.work.limit(rates),
+        ms=ms,
+        missing=missing,
+        prepare_ms=_prepare_ms(inputs, device),
+        listing_ms=_listing_ms(inputs, device),
+        error=difference,
+    )
 
 
 def _prepare_ms(inputs: Inputs, device: torch.device) -> float:
     """Batches have no list yet when their turn comes, as in a round."""
     batches = [inputs.new_batch() for _ in range(21)]
     return median_wall_ms(lambda: inputs.prepare(batches.pop()), device, num_calls=20)
+
+
+def _listing_ms(inputs: Inputs, device: torch.device) -> float | None:
+    return median_ms(captured(inputs.listing(), device), device) if device.type == "cuda" else None

@@ -15,8 +15,10 @@ from benchmarks.attention.measure import Finding
 
 
 def table(findings: Sequence[Finding]) -> Table:
-    shown = Table(title="Milliseconds of one layer's attention, and of what a round's layers share (once)")
-    for name in ("batch", "context", "nodes", *ARMS, "limit", "of limit", "best baseline / ours", "shared", "error"):
+    shown = Table(title="Milliseconds of one layer's attention, and of the work list that a round's layers share")
+    for name in ("batch", "context", "nodes", *ARMS, "limit", "of limit", "best baseline / ours"):
+        shown.add_column(name, justify="right")
+    for name in ("list", "its kernel", "error"):
         shown.add_column(name, justify="right")
     for found in findings:
         shown.add_row(
@@ -26,6 +28,7 @@ def table(findings: Sequence[Finding]) -> Table:
             "" if found.of_limit is None else f"{found.of_limit:.0%}",
             "" if found.best_baseline is None else f"{found.best_baseline:.2f}",
             "" if found.prepare_ms is None else f"{found.prepare_ms:.3f}",
+            "" if found.listing_ms is None else f"{found.listing_ms:.4f}",
             "" if found.error is None else f"{found.error:.1e}",
         )
     return shown

@@ -17,9 +17,11 @@ import typer
 from rich.progress import Progress
 
 from benchmarks.command import Deadline, JsonPath, PlotPath, Record, TimeLimit, console, picked, run
+from benchmarks.device import free_memory
 from benchmarks.prefill.measure import Finding, Load, Stage
 from benchmarks.prefill.report import plot, table
-from benchmarks.random_pair import MEDIUM, QWEN3_8B, SHAPES
+from benchmarks.random_pair import MEDIUM, QWEN3_8B, SHAPES, PairShape
+from dflash_core.errors import Unavailable
 
 Model = StrEnum("Model", {name: name for name in SHAPES})  # type: ignore[misc]
 Chunks = Annotated[
@@ -56,32 +58,56 @@ def main(
     )
     chunks = picked(chunk, (256, 512, 1024, 2048, 4096) if on_gpu else (64, 128, 256, 512, 1024))
     sizes = [size for size in sorted(chunks) if size < load.prompt_tokens]
-    findings = [Finding(size) for size in (*sizes, load.prompt_tokens)]
     name = model or (QWEN3_8B.name if on_gpu else MEDIUM.name)
     dtype = torch.bfloat16 if on_gpu else torch.float32
     settings = {"model": asdict(SHAPES[name]), "dtype": str(dtype), "repeats": repeats, **asdict(load)}
     record = Record(json_path, plot_path, settings)
-    stage = Stage(SHAPES[name], load, findings[0].chunk_tokens, dtype, torch.device("cuda" if on_gpu else "cpu"))
-    asyncio.run(_measure(stage, findings, repeats, Deadline(time_limit_s)))
-    stage.close()
-    measured = [found for found in findings if found.passages]
-    record.add(*(found.as_dict() for found in measured))
-    console().print(table(measured, load.prompt_tokens))
+    deadline = Deadline(time_limit_s)
+    findings: list[Finding] = []
+    # The whole prompt in a round wants a target of its own, made for rounds so large.
+    for group in filter(None, (sizes, [load.prompt_tokens])):
+        found = _measure(SHAPES[name], load, group, dtype, torch.device("cuda" if on_gpu else "cpu"), repeats, deadline)
+        record.add(*(one.as_dict() for one in found))
+        findings += found
+    console().print(table(findings, load.prompt_tokens))
     if plot_path is not None:
-        plot(measured, load.prompt_tokens, plot_path)
+        plot(findings, load.prompt_tokens, plot_path)
 
 
-async def _measure(stage: Stage, findings: list[Finding], repeats: int, deadline: Deadline) -> None:
+def _measure(
+    shape: PairShape,
+    load: Load,
+    chunks: list[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    repeats: int,
+    deadline: Deadline,
+) -> list[Finding]:
+    if deadline.is_over:
+        return [Finding(size, missing="no time") for size in chunks]
+    free_memory(device)
+    try:
+        with Stage(shape, load, chunks, dtype, device) as stage:
+            return asyncio.run(_passages(stage, chunks, repeats, deadline))
+    except torch.OutOfMemoryError:
+        return [Finding(size, missing="no memory") for size in chunks]
+    except Unavailable as error:  # rounds failed again and again; the router has logged why
+        return [Finding(size, missing=f"failed: {error.message}") for size in chunks]
+
+
+async def _passages(stage: Stage, chunks: list[int], repeats: int, deadline: Deadline) -> list[Finding]:
+    findings = [Finding(size) for size in chunks]
     with Progress(transient=True) as progress:
         task = progress.add_task("prompts", total=len(findings) * (repeats + 1))
         for repeat in range(-1, repeats):  # the first one is not counted: compilation, caches, page faults
             for found in findings:
                 if repeat > 0 and deadline.is_over:
-                    return
+                    return findings
                 passage = await stage.passage(found.chunk_tokens)
                 if repeat >= 0:
                     found.passages.append(passage)
                 progress.advance(task)
+    return findings
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +40,6 @@ class Load:
     tree_budget: int
 
     @property
-    def max_rows(self) -> int:
-        """Of a round that takes the prompt at once."""
-        return self.prompt_tokens + self.max_tree_rows
-
-    @property
     def max_tree_rows(self) -> int:
         return self.num_streams * (self.tree_budget + 1)
 
@@ -63,12 +60,15 @@ class Passage:
 
 @dataclass(slots=True)
 class Finding:
-    """All passages under one chunk size."""
+    """All passages under one chunk size; `missing` says why there are none."""
 
     chunk_tokens: int
     passages: list[Passage] = field(default_factory=list)
+    missing: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
+        if self.missing is not None:
+            return {"prefill_chunk_tokens": self.chunk_tokens, "missing": self.missing}
         return {
             "prefill_chunk_tokens": self.chunk_tokens,
             "first_token_ms": [(one.first_token - one.submitted) * 1e3 for one in self.passages],
@@ -94,16 +94,17 @@ class Stage:
     """One target and one drafter with random weights, and for each chunk size a router in front of them."""
 
     def __init__(
-        self, shape: PairShape, load: Load, smallest_chunk: int, dtype: torch.dtype, device: torch.device
+        self, shape: PairShape, load: Load, chunks: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> None:
+        """Raises `torch.OutOfMemoryError`."""
         self._load, self._vocab_size = load, shape.vocab_size
-        self._output_tokens = load.output_tokens(smallest_chunk)
+        self._output_tokens = load.output_tokens(min(chunks))
         longest = max(load.prompt_tokens, load.stream_tokens + self._output_tokens) + shape.draft_block_size
         tokens = load.prompt_tokens + load.num_streams * (load.stream_tokens + self._output_tokens)
         blocks = max(tokens, longest) // _KV_BLOCK_SIZE + load.num_streams + 2
         pair = RandomPair(shape, longest, dtype, device)
         common = {"device": device.type, "kv_block_size": _KV_BLOCK_SIZE, "num_blocks": blocks}
-        rows = {"max_rows": load.max_rows, "max_tree_rows": load.max_tree_rows}
+        rows = {"max_rows": max(chunks) + load.max_tree_rows, "max_tree_rows": load.max_tree_rows}
         self._runner = pair.target_runner(TargetSettings.model_validate(common | rows))
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
         drafter = pair.drafter_runner(DrafterSettings.model_validate(common))
@@ -147,7 +148,12 @@ class Stage:
             [gap for times in streams for gap in gaps_ms(times, submitted, first_token)],
         )
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._executor.shutdown()
 
     def _router(self, chunk_tokens: int) -> Router:

@@ -18,6 +18,9 @@ def table(findings: Sequence[Finding], prompt_tokens: int) -> Table:
     for name in ("chunk tokens", "first token", "gaps before: p50", "p99", "max", "during: p50", "p99", "max", "gaps"):
         shown.add_column(name, justify="right")
     for found in findings:
+        if found.missing is not None:
+            shown.add_row(label(found, prompt_tokens), found.missing)
+            continue
         shown.add_row(
             label(found, prompt_tokens),
             f"{found.median_first_token_ms:.0f}",
@@ -33,6 +36,7 @@ def plot(findings: Sequence[Finding], prompt_tokens: int, path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
+    findings = [found for found in findings if found.missing is None]
     labels = [label(found, prompt_tokens) for found in findings]
     axis.plot(labels, [found.median_first_token_ms for found in findings], marker="o", color="black", label="TTFT")
     for name, colour in (("p50", "#55a868"), ("p99", "#dd8452"), ("max", "#c44e52")):

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.progress import track
+from rich.progress import Progress
 
 from benchmarks.command import Deadline, JsonPath, PlotPath, Record, TimeLimit, console, picked, run
 from benchmarks.limits import Rates
@@ -69,11 +69,14 @@ def main(
     settings["shapes"] = [asdict(SHAPES[name]) for name in names]
     findings: list[Finding] = []
     cells = grid.cells(batches, contexts)
-    for name, cell in track([(name, cell) for name in names for cell in cells], description="rounds"):
-        plan = Plan(SHAPES[name], dtype, device, repeats, rates, deadline)
-        for found in plan.findings(cell):
-            findings.append(found)
-            record.add(found.as_dict())
+    total = len(names) * sum(len(cell.rounds) + 1 for cell in cells)
+    with Progress() as progress:
+        task = progress.add_task("rounds", total=total)
+        for name in names:
+            for found in Plan(SHAPES[name], dtype, device, repeats, rates, deadline).findings(cells):
+                findings.append(found)
+                record.add(found.as_dict())
+                progress.advance(task)
     for table in tables(findings):
         console().print(table)
     print(rates)

@@ -15,17 +15,18 @@ from benchmarks.device import free_memory
 from benchmarks.limits import Limit, Rates, Work
 from benchmarks.random_pair import PairShape, RandomPair
 from benchmarks.round.guarded import NO_MEMORY, Guarded
-from benchmarks.round.ours import APPENDED, OurDrafter, OurTarget
+from benchmarks.round.ours import APPENDED, KV_BLOCK_SIZE, OurDrafter, OurTarget
 from benchmarks.round.points import Cell, Round
 from benchmarks.round.reference import ReferenceDrafter, ReferenceTarget
 from benchmarks.round.timed import Timed
-from benchmarks.round.work import drafter_work, target_work
+from benchmarks.round.work import drafter_work, target_work, token_numbers
 from benchmarks.trees import right_tree, wrong_tree
 from dflash_core.contracts import DraftTree
 
 OURS, REFERENCE = ARMS = ("ours", "Hugging Face")
 WARM_UPS = 3
 NO_TIME = "no time"
+_SHARED_MEMORY = 0.3  # of the device, for keys, values and features: beyond, a cell has runners of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,45 +72,94 @@ class Plan:
     rates: Rates
     deadline: Deadline
 
-    def findings(self, cell: Cell) -> Iterator[Finding]:
-        """Of the cell's rounds and of its drafter's. Makes the models anew: what one cell takes, none other lacks."""
-        wanted = (*cell.rounds, None)
+    def findings(self, cells: Sequence[Cell]) -> Iterator[Finding]:
+        """Of every cell's rounds and of its drafter's. Cells share runners, which take a while to make, but for those
+        so large that others would lack the memory."""
+        shared_bytes = _SHARED_MEMORY * _total_bytes(self.device)
+        small = [cell for cell in cells if self._pool_bytes(cell) <= shared_bytes]
+        for group in ([small] if small else []) + [[cell] for cell in cells if cell not in small]:
+            yield from self._of_group(group)
+
+    def _of_group(self, cells: Sequence[Cell]) -> Iterator[Finding]:
         free_memory(self.device)
+        torch.compiler.reset()  # code compiled for runners that are gone
         if self.deadline.is_over:
-            yield from (self._missing(cell, round_, NO_TIME) for round_ in wanted)
+            yield from (found for cell in cells for found in self._missing(cell, NO_TIME))
+            return
+        try:
+            if max(map(self._pool_bytes, cells)) > _total_bytes(self.device):
+                raise torch.OutOfMemoryError
+            models = _Models(self, cells)
+        except torch.OutOfMemoryError:
+            yield from (found for cell in cells for found in self._missing(cell, NO_MEMORY))
+            return
+        for cell in cells:
+            yield from self._of_cell(models, cell)
+
+    def _of_cell(self, models: _Models, cell: Cell) -> Iterator[Finding]:
+        free_memory(self.device)
+        missing = self._missing(cell, NO_TIME)
+        if self.deadline.is_over:
+            yield from missing
             return
         done = 0
         try:
-            measured = _CellRun(self, cell)
-            for round_ in wanted:
-                yield self._missing(cell, round_, NO_TIME) if self.deadline.is_over else measured.finding(round_)
+            run = _CellRun(self, models, cell)
+            for late in missing:
+                yield late if self.deadline.is_over else run.finding(late.round)
                 done += 1
         except torch.OutOfMemoryError:
-            yield from (self._missing(cell, round_, NO_MEMORY) for round_ in wanted[done:])
+            yield from self._missing(cell, NO_MEMORY)[done:]
 
-    def _missing(self, cell: Cell, round_: Round | None, reason: str) -> Finding:
-        return Finding(self.shape.name, cell.batch, cell.context, round_, missing=dict.fromkeys(ARMS, reason))
+    def _missing(self, cell: Cell, reason: str) -> list[Finding]:
+        """What could not be measured, in the order in which it would have been."""
+        return [
+            Finding(self.shape.name, cell.batch, cell.context, round_, missing=dict.fromkeys(ARMS, reason))
+            for round_ in (*cell.rounds, None)
+        ]
+
+    def longest(self, cell: Cell) -> int:
+        """Tokens that a sequence of the cell can come to have."""
+        num_rounds = self.repeats + WARM_UPS
+        grown = sum(num_rounds * (round_.tree_rows if round_.is_accepted else 1) for round_ in cell.rounds)
+        largest = max(round_.tree_rows for round_ in cell.rounds)
+        return cell.context + max(grown, num_rounds * APPENDED) + largest + self.shape.draft_block_size
+
+    def _pool_bytes(self, cell: Cell) -> int:
+        """Keys, values and features of the cell's sequences on the target."""
+        numbers = token_numbers(self.shape, self.shape.num_layers) + self.shape.hidden_size
+        return cell.batch * self.longest(cell) * numbers * self.dtype.itemsize
+
+
+class _Models:
+    """Runners with room for each of the cells, and what the reference runs."""
+
+    def __init__(self, plan: Plan, cells: Sequence[Cell]) -> None:
+        """Raises `torch.OutOfMemoryError`."""
+        max_model_len = max(map(plan.longest, cells))
+        num_tokens = max(cell.batch * (plan.longest(cell) + KV_BLOCK_SIZE) for cell in cells)
+        self.pair = RandomPair(plan.shape, max_model_len, plan.dtype, plan.device)
+        # Twins of what the runners are about to take over.
+        self.twin, self.drafter_twin = self.pair.target_twin(), self.pair.drafter_twin()
+        self.target = OurTarget(self.pair, max(num_tokens, max_model_len), max_model_len)
+        self.drafter = OurDrafter(self.pair, num_tokens)
 
 
 class _CellRun:
-    """The models of one cell, their sequences at its context."""
+    """The sequences of one cell, on every arm."""
 
-    def __init__(self, plan: Plan, cell: Cell) -> None:
+    def __init__(self, plan: Plan, models: _Models, cell: Cell) -> None:
         """Raises `torch.OutOfMemoryError` where our own arms do not fit."""
         self._plan, self._cell = plan, cell
+        self._target, self._drafter = models.target, models.drafter
+        sizes = (cell.batch, cell.context)
+        self._target.start(*sizes)
+        self._drafter.start(*sizes)
+        pair, twin, drafter_twin = models.pair, models.twin, models.drafter_twin
         largest = max(round_.tree_rows for round_ in cell.rounds)
-        num_rounds = plan.repeats + WARM_UPS
-        growth = sum(num_rounds * (round_.tree_rows if round_.is_accepted else 1) for round_ in cell.rounds)
-        max_model_len = cell.context + max(growth, num_rounds * APPENDED) + largest + plan.shape.draft_block_size
-        pair = RandomPair(plan.shape, max_model_len, plan.dtype, plan.device)
-        twin, drafter_twin = pair.target_twin(), pair.drafter_twin()  # of what the runners will take over
-        batch, context = cell.batch, cell.context
-        self._target = OurTarget(pair, batch, context, max_model_len)
-        self._drafter = OurDrafter(pair, batch, context, max_model_len)
-        self._reference = Guarded(
-            plan.device, lambda: ReferenceTarget(pair, twin, batch, context, max_model_len, largest)
-        )
-        self._reference_drafter = Guarded(plan.device, lambda: ReferenceDrafter(pair, drafter_twin, batch, context))
+        longest = plan.longest(cell)
+        self._reference = Guarded(plan.device, lambda: ReferenceTarget(pair, twin, *sizes, longest, largest))
+        self._reference_drafter = Guarded(plan.device, lambda: ReferenceDrafter(pair, drafter_twin, *sizes))
         self._rng = np.random.default_rng(1)
 
     def finding(self, round_: Round | None) -> Finding:
@@ -162,3 +212,8 @@ class _CellRun:
 
 def _stages(ours: Sequence[Timed]) -> dict[str, float]:
     return {name: statistics.median(timed.stage_us.get(name, 0) for timed in ours) / 1e3 for name in ours[0].stage_us}
+
+
+def _total_bytes(device: torch.device) -> float:
+    """Of a GPU's memory; a CPU's is not asked."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else float("inf")

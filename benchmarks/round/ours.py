@@ -35,21 +35,26 @@ _FILLED_TOGETHER = 2048  # features of one chunk
 
 
 class OurTarget:
-    """A target runner with sequences whose context was filled by real prefill rounds."""
+    """A target runner, and sequences on it whose context was filled by real prefill rounds."""
 
-    def __init__(self, pair: RandomPair, batch: int, context: int, max_model_len: int) -> None:
-        """Raises `torch.OutOfMemoryError`."""
+    def __init__(self, pair: RandomPair, num_tokens: int, max_model_len: int) -> None:
+        """Has blocks for `num_tokens` of all sequences together. Raises `torch.OutOfMemoryError`."""
         self._device, self._vocab_size = pair.device, pair.shape.vocab_size
-        blocks = batch * -(-max_model_len // KV_BLOCK_SIZE)
-        joiner_blocks = TargetSettings.model_fields["max_rows"].default // KV_BLOCK_SIZE + 1
-        own = {"num_blocks": blocks + joiner_blocks, "max_model_len": max_model_len}
-        settings = TargetSettings.model_validate(_settings(pair) | own)
-        self._runner = pair.target_runner(settings)
-        self._keys = [SequenceKey(f"sequence {i}", 1) for i in range(batch)]
+        self._max_rows = TargetSettings.model_fields["max_rows"].default
+        own = {"num_blocks": blocks_for(num_tokens + self._max_rows), "max_model_len": max_model_len}
+        self._runner = pair.target_runner(TargetSettings.model_validate(_settings(pair) | own))
         self._rng = np.random.default_rng(0)
         self._num_rounds = 0
+        self._keys: list[SequenceKey] = []
+        self.context = 0  # tokens of each sequence
+        self.roots: list[int] = []
+
+    def start(self, batch: int, context: int) -> None:
+        """Forgets all sequences and prefills others."""
+        self._runner.release_all()
+        self._keys = [SequenceKey(f"sequence {i}", 1) for i in range(batch)]
+        self.roots = [self._prefill(key, context) for key in self._keys]
         self.context = context
-        self.roots = [self._prefill(key, context, settings.max_rows) for key in self._keys]
 
     def run(self, round_: Round, trees: Sequence[DraftTree]) -> Timed:
         """`trees` belong to `roots`. Call to result; the work of the router is not in it."""
@@ -77,13 +82,13 @@ class OurTarget:
         key = SequenceKey("joiner", self._num_rounds)
         return (Prefill(key, self._tokens(num_rows), 0, False, 2 * num_rows, _GREEDY, _DRAFTER),)
 
-    def _prefill(self, key: SequenceKey, context: int, chunk_tokens: int) -> int:
+    def _prefill(self, key: SequenceKey, context: int) -> int:
         """Returns the first root."""
         token_ids = self._tokens(context)
         root = -1
-        for start in range(0, context, chunk_tokens):
-            chunk = token_ids[start : start + chunk_tokens]
-            is_last = start + chunk_tokens >= context
+        for start in range(0, context, self._max_rows):
+            chunk = token_ids[start : start + self._max_rows]
+            is_last = start + self._max_rows >= context
             prefill = Prefill(key, chunk, start, is_last, context, _GREEDY, _DRAFTER, features_from=context)
             (outcome,) = self._runner.run_round(RoundRequest(0, prefills=(prefill,))).result.outcomes
             root = _sound(outcome).bonus_token
@@ -94,42 +99,49 @@ class OurTarget:
 
 
 class OurDrafter:
-    """A drafter runner with sequences that have random context."""
+    """A drafter runner, and sequences on it that have random context."""
 
-    def __init__(self, pair: RandomPair, batch: int, context: int, max_model_len: int) -> None:
-        """Raises `torch.OutOfMemoryError`."""
-        self._pair, self._context = pair, 0
-        blocks = batch * -(-max_model_len // KV_BLOCK_SIZE)
-        settings = DrafterSettings.model_validate(_settings(pair) | {"num_blocks": blocks})
-        self._runner = pair.drafter_runner(settings)
+    def __init__(self, pair: RandomPair, num_tokens: int) -> None:
+        """Has blocks for `num_tokens` of all sequences together. Raises `torch.OutOfMemoryError`."""
+        self._pair = pair
+        own = {"num_blocks": blocks_for(num_tokens)}
+        self._runner = pair.drafter_runner(DrafterSettings.model_validate(_settings(pair) | own))
+        self._keys: list[SequenceKey] = []
+        self._context = 0
+        self._features = torch.randn(_FILLED_TOGETHER, pair.shape.hidden_size).to(pair.dtype)
+
+    def start(self, batch: int, context: int) -> None:
+        """Forgets all sequences and fills others."""
+        self._runner.release_all()
         self._keys = [SequenceKey(f"sequence {i}", 1) for i in range(batch)]
+        self._context = 0
         for key in self._keys:
             self._runner.open(key, 0)
-        features = torch.randn(min(_FILLED_TOGETHER, context), pair.shape.hidden_size).to(pair.dtype)
         while self._context < context:
-            self._append(features[: context - self._context])
-        self._features = features[:APPENDED]
+            self._append(min(_FILLED_TOGETHER, context - self._context))
 
     def run(self) -> Timed:
         context = self._context
         with Stopwatch(self._pair.device) as watch:
             begin = time.perf_counter()
-            self._append(self._features)
+            self._append(APPENDED)
             append_us = round((time.perf_counter() - begin) * 1e6)  # of the host
             blocks = [DraftBlock(key, 1, self._context, _GREEDY) for key in self._keys]
             drafts = self._runner.draft(blocks)
         assert all(len(draft.token_ids) for draft in drafts), "a block was not drafted"
-        stages = {"append": append_us} | self._runner.stage_times_us
-        return Timed(watch.ms, context=context, stage_us=stages)
+        return Timed(watch.ms, context=context, stage_us={"append": append_us} | self._runner.stage_times_us)
 
-    def _append(self, features: torch.Tensor) -> None:
+    def _append(self, count: int) -> None:
         """To every sequence, as bytes from the target."""
-        raw = to_raw(features)
-        for key in self._keys:
-            ack = self._runner.append_context(ContextChunk(key, self._context, raw))
-            assert ack.status is ContextStatus.OK, ack
-        self._context += len(features)
-        assert ack.context_len == self._context, "the drafter has too few blocks"
+        raw = to_raw(self._features[:count])
+        acks = self._runner.append_context([ContextChunk(key, self._context, raw) for key in self._keys])
+        self._context += count
+        for ack in acks:
+            assert (ack.status, ack.context_len) == (ContextStatus.OK, self._context), ack
+
+
+def blocks_for(num_tokens: int) -> int:
+    return -(-num_tokens // KV_BLOCK_SIZE)
 
 
 def _settings(pair: RandomPair) -> dict[str, object]:

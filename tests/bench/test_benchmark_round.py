@@ -57,7 +57,7 @@ def _key(round_: dict[str, object] | str) -> tuple[object, ...]:
 
 def test_a_point_for_which_there_was_no_time_says_so() -> None:
     plan = Plan(SMALL, torch.float32, CPU, 3, Rates(1.0, 1.0), Deadline(0.0))
-    found = list(plan.findings(Cell(2, 32, (Round(4), Round(1)))))
+    found = list(plan.findings([Cell(2, 32, (Round(4), Round(1)))]))
     assert [one.round for one in found] == [Round(4), Round(1), None]
     assert all(one.missing == {"ours": "no time", "Hugging Face": "no time"} for one in found)
 
