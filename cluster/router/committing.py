@@ -70,36 +70,57 @@ def commit_round(
             continue
         num_nodes = 0 if isinstance(piece, Prefill) else piece.tree.num_nodes
         if isinstance(piece, Prefill):
-            timings.prefill_tokens += len(piece.token_ids)
-            chosen = _commit_prefill(sequence, piece, outcome, keeper)
+            chosen = _commit_prefill(sequence, piece, outcome, keeper, timings)
         else:
             timings.tree_sequences += 1
             timings.tree_nodes += num_nodes
             chosen = _commit_tree(sequence, piece, outcome, keeper)
         if not chosen:
             continue
+        cached_tokens = sequence.cached_tokens if sequence.first_token_at is None else 0
         kept, finish = sequence.append(chosen, now)
         timings.output_tokens += len(kept)
         token_ids = np.asarray(kept, dtype=np.int32)
         statistics = sequence.statistics(now) if finish is not None else None
-        event = TokenEvent(sequence.request.sequence_id, token_ids, finish, statistics, num_tree_nodes=num_nodes)
+        event = TokenEvent(
+            sequence.request.sequence_id,
+            token_ids,
+            finish,
+            statistics,
+            num_tree_nodes=num_nodes,
+            cached_tokens=cached_tokens,
+        )
         events.add(sequence.sink, event)
         if finish is not None:
             keeper.finish(sequence)
     events.send()
 
 
-def _commit_prefill(sequence: Sequence, chunk: Prefill, outcome: Outcome, keeper: SequenceKeeper) -> list[int]:
-    end = chunk.start + len(chunk.token_ids)
-    if outcome.cached_len != end or (outcome.bonus_token >= 0) != chunk.is_last:
+def _commit_prefill(
+    sequence: Sequence, chunk: Prefill, outcome: Outcome, keeper: SequenceKeeper, timings: RoundTimings
+) -> list[int]:
+    num_hit_tokens = outcome.num_hit_tokens
+    if not 0 <= num_hit_tokens < (len(chunk.known_tokens) if chunk.start == 0 else 1):
         keeper.prefill_again(
             sequence,
-            f"prefill up to {end} (last: {chunk.is_last}) answered with cached_len {outcome.cached_len} "
+            f"{len(chunk.known_tokens)} tokens to prefill from {chunk.start} on, {num_hit_tokens} of them cached",
+        )
+        return []
+    computed = chunk.skip(num_hit_tokens)
+    end = computed.start + len(computed.token_ids)
+    if outcome.cached_len != end or (outcome.bonus_token >= 0) != computed.is_last:
+        keeper.prefill_again(
+            sequence,
+            f"prefill up to {end} (last: {computed.is_last}) answered with cached_len {outcome.cached_len} "
             f"and token {outcome.bonus_token}",
         )
         return []
+    timings.prefill_tokens += len(computed.token_ids)
+    timings.hit_tokens += num_hit_tokens
+    if chunk.start == 0 and sequence.is_new:
+        sequence.cached_tokens = min(num_hit_tokens, sequence.request.num_prompt_tokens)
     sequence.prefilled = end
-    if not chunk.is_last:
+    if not computed.is_last:
         return []
     sequence.phase = Phase.RUNNING
     sequence.rounds += 1

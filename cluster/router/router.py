@@ -17,7 +17,7 @@ from cluster.router.admission import check_request
 from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.pairing import check_fits_any, check_same_model, is_paired
 from cluster.router.rounds import RoundLoop
-from cluster.router.sequence import Phase, Sequence
+from cluster.router.sequence import FIRST_ATTEMPT, Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.timings import RoundTimings
 from dflash_core.contracts import Drafter, SequenceKey, Target, TargetInfo
@@ -131,7 +131,7 @@ class Router:
         sequence = Sequence(
             request=request,
             sink=sink,
-            key=SequenceKey(f"{request.sequence_id}.{self._name}.{next(self._numbers)}", 1),
+            key=SequenceKey(f"{request.sequence_id}.{self._name}.{next(self._numbers)}", FIRST_ATTEMPT),
             submitted_at=time.monotonic(),
             token_ids=np.asarray(request.token_ids).tolist(),
         )

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cluster.router.links import DrafterLink, TargetLink
 
 
+FIRST_ATTEMPT = 1
+
+
 class Phase(Enum):
     WAITING = "waiting"  # no target holds it
     PREFILLING = "prefilling"  # a target holds its blocks; its tokens are being prefilled
@@ -61,6 +64,11 @@ class Sequence:
         self.stop_ids = frozenset(self.request.stop_token_ids)
 
     @property
+    def is_new(self) -> bool:
+        """Neither prefilled before nor resubmitted: what the prefix cache has of it is not its own."""
+        return self.key.attempt == FIRST_ATTEMPT and self.num_output == 0
+
+    @property
     def num_output(self) -> int:
         return len(self.token_ids) - self.request.num_prompt_tokens
 
@@ -77,8 +85,8 @@ class Sequence:
     def root_position(self) -> int:
         return len(self.token_ids) - 1
 
-    def prefill_tokens(self, start: int, num_tokens: int) -> TokenIds:
-        return np.asarray(self.token_ids[start : start + num_tokens], dtype=np.int32)
+    def tokens_between(self, start: int, end: int) -> TokenIds:
+        return np.asarray(self.token_ids[start:end], dtype=np.int32)
 
     def append(self, token_ids: list[int], now: float) -> tuple[list[int], FinishReason | None]:
         """Commits new tokens up to the first stop token or `max_tokens`; returns those kept, and why it ends here."""

@@ -114,9 +114,15 @@ class SimulatedTarget:
         max_model_len: int = 200,
         fc: str = "fc",
         delay_s: float = 0.0,
+        prefix_caching: bool = True,
+        forget: float = 0.0,
     ) -> None:
+        """`forget`: probability, per round, that the prefix cache is emptied. Hits take blocks like other tokens."""
         self.network = network
         self.delay_s = delay_s
+        self.prefix_caching = prefix_caching
+        self.forget = forget
+        self.prefixes: set[tuple[int, ...]] = set()  # whole blocks that were committed once
         self.info = TargetInfo(
             model="simulated",
             vocab_size=VOCAB_SIZE,
@@ -166,6 +172,8 @@ class SimulatedTarget:
             if held is not None and held.key == refill.key:
                 held.drafter_address = refill.drafter_address
                 self._send(held, refill.from_position)
+        if self.network.rng.random() < self.forget:
+            self.prefixes.clear()
         outcomes = [self._prefill(prefill) for prefill in request.prefills]
         outcomes += [self._verify(tree) for tree in request.trees]
         return RoundResult(request.round_id, tuple(outcomes), self.free_blocks, 0, {"forward": 1})
@@ -179,19 +187,34 @@ class SimulatedTarget:
     def _prefill(self, prefill: Prefill) -> Outcome:
         if self.status_next:
             return self._not_ok(prefill.key, self.status_next.pop())
+        has_more = prefill.start == 0 and not prefill.is_last
+        assert bool(len(prefill.following)) == has_more, "a first chunk tells what follows"
+        num_hit_tokens = 0
         if prefill.start == 0:
             self._release(prefill.key)
             self.held[prefill.key.sequence_id] = _Held(prefill.key, seed=prefill.sampling.seed)
+            num_hit_tokens = self._find_prefix(self.held[prefill.key.sequence_id], prefill.known_tokens.tolist())
+            prefill = prefill.skip(num_hit_tokens)
         held = self.held.get(prefill.key.sequence_id)
         if held is None or held.key != prefill.key or len(held.tokens) != prefill.start:
             return self._not_ok(prefill.key, OutcomeStatus.UNKNOWN_SEQUENCE)
         held.drafter_address = prefill.drafter_address
         self._extend(held, prefill.token_ids.tolist())
-        self._send(held, max(prefill.start, prefill.features_from))
+        self._send(held, prefill.features_from)
         if prefill.is_last:
             held.root = next_token(held.seed, held.tokens)
         bonus = held.root if prefill.is_last else -1
-        return Outcome(prefill.key, OutcomeStatus.OK, np.empty(0, np.int32), bonus, len(held.tokens))
+        nothing = np.empty(0, np.int32)
+        return Outcome(prefill.key, OutcomeStatus.OK, nothing, bonus, len(held.tokens), num_hit_tokens=num_hit_tokens)
+
+    def _find_prefix(self, held: _Held, known: list[int]) -> int:
+        """Gives the sequence the longest prefix that was committed once, without the last of its tokens."""
+        size, num_hit_tokens = self.info.kv_block_size, 0
+        if self.prefix_caching:
+            while num_hit_tokens + size < len(known) and tuple(known[: num_hit_tokens + size]) in self.prefixes:
+                num_hit_tokens += size
+        self._extend(held, known[:num_hit_tokens])
+        return num_hit_tokens
 
     def _verify(self, piece: TreeRows) -> Outcome:
         if self.status_next:
@@ -230,6 +253,8 @@ class SimulatedTarget:
         self.free_blocks -= needed - held.num_blocks
         held.num_blocks = needed
         assert self.free_blocks >= 0, "the router reserved too little"
+        size = self.info.kv_block_size
+        self.prefixes.update(tuple(held.tokens[:end]) for end in range(size, len(held.tokens) + 1, size))
 
     def _send(self, held: _Held, from_position: int) -> None:
         if held.drafter_address:
@@ -333,6 +358,7 @@ class Client:
 
     def __init__(self) -> None:
         self.tokens: dict[str, list[int]] = {}
+        self.first: dict[str, TokenEvent] = {}
         self.last: dict[str, TokenEvent] = {}
         self._ends: dict[str, asyncio.Event] = {}
         self.num_puts = 0
@@ -342,6 +368,8 @@ class Client:
         assert len({event.sequence_id for event in events}) == len(events), "one event per sequence and round"
         for event in events:
             assert event.sequence_id not in self.last, "no event after the last one"
+            self.first.setdefault(event.sequence_id, event)
+            assert event is self.first[event.sequence_id] or not event.cached_tokens, "told once"
             self.tokens.setdefault(event.sequence_id, []).extend(event.token_ids.tolist())
             if event.is_last:
                 self.last[event.sequence_id] = event
