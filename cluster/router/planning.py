@@ -67,7 +67,7 @@ def _prefill_chunks(ready: list[Sequence], max_tokens: int) -> tuple[list[Sequen
             break
         if sequence.phase is not Phase.PREFILLING:
             continue
-        start = sequence.prefilled
+        start = sequence.cached_len
         token_ids = sequence.tokens_between(start, start + max_tokens)
         max_tokens -= len(token_ids)
         end, total = start + len(token_ids), len(sequence.token_ids)

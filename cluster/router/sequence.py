@@ -30,7 +30,7 @@ class Phase(Enum):
 class Sequence:
     """`token_ids` are all committed tokens: prompt, tokens received before a resubmission, tokens of this router.
 
-    The root is the last of them; while the sequence runs, the target's cached_len is one less than their number.
+    The root is the last of them; while the sequence runs, `cached_len` is one less than their number.
     """
 
     request: GenerationRequest
@@ -43,7 +43,8 @@ class Sequence:
     drafter: DrafterLink | None = None
     drafter_knows: bool = False  # the drafter was told of this attempt
     is_announced: bool = False  # a draft stage has seen this attempt: its drafter, if any, knows of it
-    prefilled: int = 0  # tokens of this attempt in the target's KV, while prefilling
+    cached_len: int = 0  # tokens of this attempt in the target's KV
+    num_hit_tokens: int = 0  # of them, those that the prefix cache had: their blocks may be others' too
     draft: Draft | None = None  # for the present root
     refill_from: int | None = None  # first position whose feature the drafter lacks; goes with the next round
     skip_drafts: int = 0  # rounds to go on with the root alone, while a refill is on its way
@@ -78,7 +79,7 @@ class Sequence:
 
     @property
     def num_total(self) -> int:
-        """Tokens it can reach: what its blocks are reserved for."""
+        """Tokens it can reach: what must fit a target that it goes to."""
         return self.request.num_prompt_tokens + self.request.max_tokens
 
     @property
@@ -127,7 +128,7 @@ class Sequence:
         if self.drafter is not None:
             self._release_at_drafter(self.drafter)
         self.key = SequenceKey(self.key.sequence_id, self.key.attempt + 1)
-        self.prefilled = 0
+        self.cached_len = self.num_hit_tokens = 0
         self.is_announced = False
 
     def stop_timers(self) -> None:

@@ -39,6 +39,7 @@ class RoundTimings:
     tree_sequences: int = 0  # trees verified, counted per sequence and round
     tree_nodes: int = 0  # without roots
     output_tokens: int = 0
+    preemptions: int = 0
 
     def add(self, stage: str, duration_us: int) -> None:
         entry = self.stages.get(stage)
@@ -63,4 +64,4 @@ class RoundTimings:
     def reset(self) -> None:
         self.stages.clear()
         self.rounds = self.prefill_tokens = self.hit_tokens = 0
-        self.tree_sequences = self.tree_nodes = self.output_tokens = 0
+        self.tree_sequences = self.tree_nodes = self.output_tokens = self.preemptions = 0

@@ -137,7 +137,8 @@ class SimulatedTarget:
             fingerprint=f"weights:{fc}",
         )
         self.free_blocks = num_blocks
-        self.held: dict[str, _Held] = {}
+        self.held: dict[str, _Held] = {}  # the oldest first
+        self.preempted: list[SequenceKey] = []  # in the round that runs
         self.rounds: list[RoundRequest] = []
         self.is_dead = False
         self.fail_next: list[Exception] = []
@@ -174,9 +175,18 @@ class SimulatedTarget:
                 self._send(held, refill.from_position)
         if self.network.rng.random() < self.forget:
             self.prefixes.clear()
-        outcomes = [self._prefill(prefill) for prefill in request.prefills]
-        outcomes += [self._verify(tree) for tree in request.trees]
-        return RoundResult(request.round_id, tuple(outcomes), self.free_blocks, 0, {"forward": 1})
+        self.preempted = []
+        pieces: list[Prefill | TreeRows] = [*request.prefills, *request.trees]
+        ages = list(self.held)
+        outcomes: dict[int, Outcome] = {}
+        for place, piece in sorted(enumerate(pieces), key=lambda entry: self._age(ages, entry[1].key)):
+            outcomes[place] = self._prefill(piece) if isinstance(piece, Prefill) else self._verify(piece)
+        in_order = tuple(outcomes[place] for place in range(len(pieces)))
+        return RoundResult(request.round_id, in_order, self.free_blocks, 0, {"forward": 1}, tuple(self.preempted))
+
+    def _age(self, ages: list[str], key: SequenceKey) -> int:
+        held = self.held.get(key.sequence_id)
+        return ages.index(key.sequence_id) if held is not None and held.key == key else len(ages)
 
     def _release(self, key: SequenceKey) -> None:
         held = self.held.get(key.sequence_id)
@@ -195,9 +205,13 @@ class SimulatedTarget:
             self.held[prefill.key.sequence_id] = _Held(prefill.key, seed=prefill.sampling.seed)
             num_hit_tokens = self._find_prefix(self.held[prefill.key.sequence_id], prefill.known_tokens.tolist())
             prefill = prefill.skip(num_hit_tokens)
+        if prefill.key in self.preempted:
+            return self._not_ok(prefill.key, OutcomeStatus.OUT_OF_BLOCKS)
         held = self.held.get(prefill.key.sequence_id)
         if held is None or held.key != prefill.key or len(held.tokens) != prefill.start:
             return self._not_ok(prefill.key, OutcomeStatus.UNKNOWN_SEQUENCE)
+        if not self._make_room(held, prefill.start + len(prefill.token_ids)):
+            return self._not_ok(prefill.key, OutcomeStatus.OUT_OF_BLOCKS)
         held.drafter_address = prefill.drafter_address
         self._extend(held, prefill.token_ids.tolist())
         self._send(held, prefill.features_from)
@@ -213,18 +227,25 @@ class SimulatedTarget:
         if self.prefix_caching:
             while num_hit_tokens + size < len(known) and tuple(known[: num_hit_tokens + size]) in self.prefixes:
                 num_hit_tokens += size
+        if not self._make_room(held, num_hit_tokens):
+            return 0
         self._extend(held, known[:num_hit_tokens])
         return num_hit_tokens
 
     def _verify(self, piece: TreeRows) -> Outcome:
         if self.status_next:
             return self._not_ok(piece.key, self.status_next.pop())
+        if piece.key in self.preempted:
+            return self._not_ok(piece.key, OutcomeStatus.OUT_OF_BLOCKS)
         held = self.held.get(piece.key.sequence_id)
         if held is None or held.key != piece.key:
             return self._not_ok(piece.key, OutcomeStatus.UNKNOWN_SEQUENCE)
         token_ids, depths = piece.tree.token_ids.tolist(), piece.tree.depths.tolist()
         if token_ids[0] != held.root or piece.root_position != len(held.tokens):
             return self._not_ok(piece.key, OutcomeStatus.MISMATCH)
+        if not self._make_room(held, len(held.tokens) + 1):
+            return self._not_ok(piece.key, OutcomeStatus.OUT_OF_BLOCKS)
+        room = (self.free_blocks + held.num_blocks) * self.info.kv_block_size - len(held.tokens)
         path, row, history = [], 0, [*held.tokens, held.root]
         choice = next_token(held.seed, history)
         while True:
@@ -234,7 +255,7 @@ class SimulatedTarget:
                 if depths[other] == depths[row] + 1 and min(depths[row + 1 : other + 1]) > depths[row]
             ]
             match = [child for child in children if token_ids[child] == choice]
-            if not match:
+            if not match or len(path) + 1 == room:
                 break
             assert len(match) == 1, "siblings must differ"
             row = match[0]
@@ -247,12 +268,22 @@ class SimulatedTarget:
         self._send(held, begin)
         return Outcome(piece.key, OutcomeStatus.OK, np.asarray(path, np.int32), choice, len(held.tokens))
 
+    def _make_room(self, held: _Held, num_tokens: int) -> bool:
+        """The youngest give way, at last the sequence itself. False where it did."""
+        while -(-num_tokens // self.info.kv_block_size) > held.num_blocks + self.free_blocks:
+            youngest = next(reversed(self.held.values()))
+            self.preempted.append(youngest.key)
+            self._release(youngest.key)
+            if youngest is held:
+                return False
+        return True
+
     def _extend(self, held: _Held, tokens: list[int]) -> None:
         held.tokens += tokens
         needed = -(-len(held.tokens) // self.info.kv_block_size)
         self.free_blocks -= needed - held.num_blocks
         held.num_blocks = needed
-        assert self.free_blocks >= 0, "the router reserved too little"
+        assert self.free_blocks >= 0, "room was made before"
         size = self.info.kv_block_size
         self.prefixes.update(tuple(held.tokens[:end]) for end in range(size, len(held.tokens) + 1, size))
 

@@ -54,7 +54,7 @@ class World:
                 assert target.free_blocks == target.info.num_blocks
         assert self.router.num_active == self.router.num_waiting == self.router.num_running == 0
         for link in self.router._targets.values():
-            assert link.reserved_blocks == 0
+            await until(lambda link=link: link.free_blocks == link.info.num_blocks)
         for drafter_link in self.router._drafters.values():
             assert drafter_link.num_sequences == 0
 
