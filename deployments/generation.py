@@ -46,8 +46,9 @@ class Routers(Protocol):
 class _Output:
     """One output while it is written."""
 
-    def __init__(self, index: int, sequence_id: str, decoder: StreamDecoder) -> None:
+    def __init__(self, index: int, sequence_id: str, decoder: StreamDecoder, counts_prompt: bool) -> None:
         self.index = index
+        self.counts_prompt = counts_prompt  # the first choice of its prompt, whose tokens count once
         self.sequence_id = sequence_id
         self.decoder = decoder
         self.num_tokens = 0
@@ -121,6 +122,7 @@ class GenerationService:
                 index,
                 request.sequence_id,
                 StreamDecoder(self.tokenizer, job.stop, context_ids=request.token_ids[-CONTEXT_TOKENS:].tolist()),
+                counts_prompt=index % job.num_choices == 0,
             )
             for index, request in enumerate(requests)
         }
@@ -155,6 +157,8 @@ class GenerationService:
         """Applies one round's tokens to an output, and ends it at a stop string."""
         now = time.monotonic()
         text, token_ids, hit_stop = _decode(output.decoder, event)
+        if output.counts_prompt:
+            statistics.cached_tokens += event.cached_tokens
         if token_ids:
             if output.num_tokens == 0:
                 output.first_token_at = now

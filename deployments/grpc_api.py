@@ -87,6 +87,7 @@ def usage(statistics: JobStatistics) -> inference_pb2.Usage:
         prompt_tokens=statistics.prompt_tokens,
         completion_tokens=statistics.output_tokens,
         total_tokens=statistics.prompt_tokens + statistics.output_tokens,
+        cached_tokens=statistics.cached_tokens,
     )
 
 

@@ -25,6 +25,7 @@ from deployments.openai_protocol import (
     CompletionRequest,
     ModelCard,
     ModelList,
+    PromptTokensDetails,
     Statistics,
     Usage,
     error_body,
@@ -189,7 +190,12 @@ class Answer:
 
     def _usage(self) -> Usage:
         prompt, output = self.statistics.prompt_tokens, self.statistics.output_tokens
-        return Usage(prompt_tokens=prompt, completion_tokens=output, total_tokens=prompt + output)
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=output,
+            total_tokens=prompt + output,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self.statistics.cached_tokens),
+        )
 
     def _statistics(self) -> Statistics:
         return Statistics(

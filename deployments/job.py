@@ -59,6 +59,7 @@ class JobStatistics:
 
     started_at: float = field(default_factory=time.monotonic)
     prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompts', those that did not have to be computed
     output_tokens: int = 0
     rounds: int = 0  # target passes that gave tokens, those that end a prefill included
     verified_trees: int = 0  # rounds without those

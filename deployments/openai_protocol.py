@@ -85,10 +85,15 @@ class CompletionRequest(BaseModel):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int  # of prompt_tokens, those that did not have to be computed
+
+
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class Statistics(BaseModel):

@@ -174,7 +174,7 @@ class OutcomeStatus(Enum):
     UNKNOWN_SEQUENCE = "unknown_sequence"  # not on this target: prefill again
     STALE_ATTEMPT = "stale_attempt"  # a higher attempt is here: drop
     MISMATCH = "mismatch"  # root or position differ from the target's: prefill again
-    OUT_OF_BLOCKS = "out_of_blocks"  # no KV block free for these rows
+    OUT_OF_BLOCKS = "out_of_blocks"  # the sequence was preempted, and is one of `RoundResult.preempted`
     INVALID = "invalid"  # malformed tree, token out of the vocabulary, too long: fail the request
 
 
@@ -197,11 +197,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
+    """`preempted` sequences are no longer on the target: their blocks went to sequences that it opened before them,
+    or there were none for their rows. The oldest that the target holds is never among them."""
+
     round_id: int
     outcomes: tuple[Outcome, ...]  # prefills first, then trees, in the order of the request
-    free_blocks: int
+    free_blocks: int  # held by no sequence; findable prefixes may be in them
     epoch: int
     stage_times_us: dict[str, int] = field(default_factory=dict)
+    preempted: tuple[SequenceKey, ...] = ()  # with rows in this round or without
 
 
 @dataclass(frozen=True, slots=True)

@@ -670,8 +670,10 @@ class RoundResult(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     STAGE_TIMES_US_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    PREEMPTED_FIELD_NUMBER: _builtins.int
     round_id: _builtins.int
     free_blocks: _builtins.int
+    """held by no sequence; findable prefixes may be in them"""
     epoch: _builtins.int
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]: ...
@@ -680,6 +682,10 @@ class RoundResult(_message.Message):
     @_builtins.property
     def failure(self) -> Global___Failure:
         """the round as a whole failed; the target stays"""
+
+    @_builtins.property
+    def preempted(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.SequenceKey]:
+        """no longer on the target: their blocks went to older sequences"""
 
     def __init__(
         self,
@@ -690,10 +696,11 @@ class RoundResult(_message.Message):
         epoch: _builtins.int = ...,
         stage_times_us: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         failure: Global___Failure | None = ...,
+        preempted: _abc.Iterable[_common_pb2.SequenceKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failure", b"failure", "free_blocks", b"free_blocks", "outcomes", b"outcomes", "round_id", b"round_id", "stage_times_us", b"stage_times_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failure", b"failure", "free_blocks", b"free_blocks", "outcomes", b"outcomes", "preempted", b"preempted", "round_id", b"round_id", "stage_times_us", b"stage_times_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from cluster.requests import EventSink, TokenEvent
+from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.timings import RoundTimings
@@ -25,11 +26,15 @@ class SequenceKeeper(Protocol):
         """On the same target, under a higher attempt. Bounded by `max_retries`."""
         ...
 
-    def wait_again(self, sequence: Sequence, reason: str) -> None:
-        """Gives its blocks back and puts it in front of the queue, under a higher attempt. Bounded likewise."""
+    def preempt(self, sequence: Sequence) -> None:
+        """Puts one whose blocks the target took in front of the queue, under a higher attempt: it did nothing wrong."""
         ...
 
     def fail(self, sequence: Sequence, error: DFlashError) -> None: ...
+
+    def place_waiting(self) -> None:
+        """Admits from the head of the queue on whoever fits now."""
+        ...
 
 
 class EventBatch:
@@ -47,18 +52,33 @@ class EventBatch:
 
 
 def check_result(plan: RoundPlan, result: RoundResult) -> None:
-    """Raises `ProtocolError` unless the outcomes are those of the plan, in its order."""
+    """Raises `ProtocolError` unless the outcomes are those of the plan, in its order, and the oldest may go on."""
     wanted = [prefill.key for prefill in plan.request.prefills] + [tree.key for tree in plan.request.trees]
     got = [outcome.key for outcome in result.outcomes]
     if wanted != got:
         raise ProtocolError(f"round {result.round_id}: wanted outcomes of {wanted}, got {got}")
+    out_of_blocks = {outcome.key for outcome in result.outcomes if outcome.status is OutcomeStatus.OUT_OF_BLOCKS}
+    if out_of_blocks != set(result.preempted).intersection(got):
+        raise ProtocolError(
+            f"round {result.round_id}: {sorted(out_of_blocks)} are out of blocks, {sorted(result.preempted)} preempted"
+        )
+    if got and len(out_of_blocks) == len(got):
+        # The oldest on the target is among them. Were it preempted, everybody might be, round after round.
+        raise ProtocolError(f"round {result.round_id}: all of {got} are out of blocks, nobody can go on")
 
 
 def commit_round(
-    plan: RoundPlan, result: RoundResult, keeper: SequenceKeeper, timings: RoundTimings, now: float
+    link: TargetLink,
+    plan: RoundPlan,
+    result: RoundResult,
+    keeper: SequenceKeeper,
+    timings: RoundTimings,
+    now: float,
 ) -> None:
     """Raises `ProtocolError` before anything is committed when the result does not answer the plan."""
     check_result(plan, result)
+    link.free_blocks = result.free_blocks
+    _preempt(link, result, keeper, timings)
     pieces: tuple[Prefill | TreeRows, ...] = (*plan.request.prefills, *plan.request.trees)
     events = EventBatch()
     timings.rounds += 1
@@ -70,36 +90,66 @@ def commit_round(
             continue
         num_nodes = 0 if isinstance(piece, Prefill) else piece.tree.num_nodes
         if isinstance(piece, Prefill):
-            timings.prefill_tokens += len(piece.token_ids)
-            chosen = _commit_prefill(sequence, piece, outcome, keeper)
+            chosen = _commit_prefill(sequence, piece, outcome, keeper, timings)
         else:
             timings.tree_sequences += 1
             timings.tree_nodes += num_nodes
             chosen = _commit_tree(sequence, piece, outcome, keeper)
         if not chosen:
             continue
+        cached_tokens = sequence.cached_tokens if sequence.first_token_at is None else 0
         kept, finish = sequence.append(chosen, now)
         timings.output_tokens += len(kept)
         token_ids = np.asarray(kept, dtype=np.int32)
         statistics = sequence.statistics(now) if finish is not None else None
-        event = TokenEvent(sequence.request.sequence_id, token_ids, finish, statistics, num_tree_nodes=num_nodes)
+        event = TokenEvent(
+            sequence.request.sequence_id,
+            token_ids,
+            finish,
+            statistics,
+            num_tree_nodes=num_nodes,
+            cached_tokens=cached_tokens,
+        )
         events.add(sequence.sink, event)
         if finish is not None:
             keeper.finish(sequence)
     events.send()
+    keeper.place_waiting()
 
 
-def _commit_prefill(sequence: Sequence, chunk: Prefill, outcome: Outcome, keeper: SequenceKeeper) -> list[int]:
-    end = chunk.start + len(chunk.token_ids)
-    if outcome.cached_len != end or (outcome.bonus_token >= 0) != chunk.is_last:
+def _preempt(link: TargetLink, result: RoundResult, keeper: SequenceKeeper, timings: RoundTimings) -> None:
+    """Who came first is put in front last. Others of the keys have ended, or are at a higher attempt."""
+    keys = set(result.preempted)
+    for sequence in [sequence for sequence in reversed(link.sequences) if sequence.key in keys]:
+        keeper.preempt(sequence)
+        timings.preemptions += 1
+
+
+def _commit_prefill(
+    sequence: Sequence, chunk: Prefill, outcome: Outcome, keeper: SequenceKeeper, timings: RoundTimings
+) -> list[int]:
+    num_hit_tokens = outcome.num_hit_tokens
+    if not 0 <= num_hit_tokens < (len(chunk.known_tokens) if chunk.start == 0 else 1):
         keeper.prefill_again(
             sequence,
-            f"prefill up to {end} (last: {chunk.is_last}) answered with cached_len {outcome.cached_len} "
+            f"{len(chunk.known_tokens)} tokens to prefill from {chunk.start} on, {num_hit_tokens} of them cached",
+        )
+        return []
+    computed = chunk.skip(num_hit_tokens)
+    end = computed.start + len(computed.token_ids)
+    if outcome.cached_len != end or (outcome.bonus_token >= 0) != computed.is_last:
+        keeper.prefill_again(
+            sequence,
+            f"prefill up to {end} (last: {computed.is_last}) answered with cached_len {outcome.cached_len} "
             f"and token {outcome.bonus_token}",
         )
         return []
-    sequence.prefilled = end
-    if not chunk.is_last:
+    timings.prefill_tokens += len(computed.token_ids)
+    timings.hit_tokens += num_hit_tokens
+    if chunk.start == 0 and sequence.is_new:
+        sequence.cached_tokens = min(num_hit_tokens, sequence.request.num_prompt_tokens)
+    sequence.cached_len, sequence.num_hit_tokens = end, sequence.num_hit_tokens + num_hit_tokens
+    if not computed.is_last:
         return []
     sequence.phase = Phase.RUNNING
     sequence.rounds += 1
@@ -118,6 +168,7 @@ def _commit_tree(sequence: Sequence, piece: TreeRows, outcome: Outcome, keeper: 
     sequence.rounds += 1
     sequence.tree_nodes += piece.tree.num_nodes
     sequence.accepted_tokens += outcome.num_accepted
+    sequence.cached_len = outcome.cached_len
     return [*outcome.token_ids.tolist(), outcome.bonus_token]
 
 
@@ -127,7 +178,5 @@ def _not_ok(sequence: Sequence, outcome: Outcome, keeper: SequenceKeeper) -> Non
     match outcome.status:
         case OutcomeStatus.INVALID:
             keeper.fail(sequence, InvalidRequest(outcome.message or "the target refused the request"))
-        case OutcomeStatus.OUT_OF_BLOCKS:
-            keeper.wait_again(sequence, reason)
         case _:  # unknown there, or the target stands elsewhere, or holds a higher attempt
             keeper.prefill_again(sequence, reason)

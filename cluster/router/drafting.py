@@ -118,7 +118,7 @@ class DraftStage:
         order.sequences[sequence.key] = sequence
         sequence.drafter_knows = True
         # What the target has computed already is not sent again by itself.
-        sequence.refill_from = 0 if sequence.prefilled > 0 or sequence.phase is Phase.RUNNING else None
+        sequence.refill_from = 0 if sequence.cached_len > 0 else None
 
     def _ask(self, sequence: Sequence, order: _Order) -> None:
         order.sequences[sequence.key] = sequence

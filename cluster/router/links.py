@@ -14,10 +14,15 @@ logger = logging.getLogger(__name__)
 
 
 class TargetLink:
-    """One target, its sequences and the blocks reserved for them.
+    """One target, its sequences and what is known of its blocks.
 
-    A sequence is admitted only when the blocks of its whole length, prompt and max_tokens, are free: so no sequence
-    is ever preempted by its neighbours' growth.
+    Admission is optimistic: few sequences write all the tokens they may. One joins when there are blocks for what it
+    has to prefill and one more to write on, beside what those that are there claim in the same way. Should they all
+    grow beyond that, the target preempts the youngest; and an empty target takes whatever fits it, so that the head of
+    the queue never waits for ever.
+
+        num_blocks │ held by sequences │ claims │ free for newcomers │
+                                       └───────── free_blocks ───────┘
     """
 
     def __init__(self, target: Target, max_running: int) -> None:
@@ -25,38 +30,55 @@ class TargetLink:
         self.info: TargetInfo = target.info
         # A root each must leave rows for a prefill chunk, or newcomers would starve.
         self.max_running = max(1, min(max_running, self.info.max_tree_rows, self.info.max_rows // 2))
-        self.sequences: dict[Sequence, None] = {}  # in the order of admission
-        self.reserved_blocks = 0
+        self.sequences: dict[Sequence, None] = {}  # in the order in which the target opens them: the oldest first
+        self.free_blocks = self.info.num_blocks  # as the target last told, and what was given back since
         self.releases: list[SequenceKey] = []
         self.wake = asyncio.Event()
         self.is_lost = False
-
-    def num_blocks_for(self, sequence: Sequence) -> int:
-        return -(-sequence.num_total // self.info.kv_block_size)
 
     def could_hold(self, sequence: Sequence) -> bool:
         """Whether it would fit an empty target."""
         return fits(self.info, sequence.num_total)
 
     def has_room_for(self, sequence: Sequence) -> bool:
-        return (
-            len(self.sequences) < self.max_running
-            and sequence.num_total <= self.info.max_model_len
-            and self.reserved_blocks + self.num_blocks_for(sequence) <= self.info.num_blocks
-        )
+        if not self.could_hold(sequence) or len(self.sequences) >= self.max_running:
+            return False
+        if not self.sequences:
+            return True
+        return sum(map(self._claim, self.sequences)) + self._claim(sequence) <= self.free_blocks
+
+    def _claim(self, sequence: Sequence) -> int:
+        """Blocks that it will take soon: for its committed tokens and one more, unless it can never come to need it."""
+        soon = min(self._num_blocks(len(sequence.token_ids)) + 1, self._num_blocks(sequence.num_total))
+        return max(0, soon - self._num_blocks(sequence.cached_len))
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.info.kv_block_size)
 
     def admit(self, sequence: Sequence) -> None:
         self.sequences[sequence] = None
-        self.reserved_blocks += self.num_blocks_for(sequence)
         sequence.target = self
         self.wake.set()
 
     def remove(self, sequence: Sequence) -> None:
-        """Gives the sequence's blocks back here, and on the target with the next round."""
-        del self.sequences[sequence]
-        self.reserved_blocks -= self.num_blocks_for(sequence)
-        sequence.target = None
+        """Gives its blocks back: on the target with the next round, and here already, since that round first releases.
+
+        Blocks that it did not compute itself are not counted: others may hold them too.
+        """
+        self.drop(sequence)
         self.release(sequence.key)
+        self.free_blocks += self._num_blocks(sequence.cached_len) - self._num_blocks(sequence.num_hit_tokens)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Forgets a sequence that the target does not hold."""
+        del self.sequences[sequence]
+        sequence.target = None
+
+    def reopen(self, sequence: Sequence) -> None:
+        """The target will hold it anew, as the youngest. Its blocks count as held until the target tells."""
+        self.release(sequence.key)
+        del self.sequences[sequence]
+        self.sequences[sequence] = None
 
     def release(self, key: SequenceKey) -> None:
         self.releases.append(key)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cluster.router.links import TargetLink
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.tree_planner import TreePlanner
 from dflash_core.contracts import Prefill, Refill, RoundRequest, TreeRows
+
+_NOTHING = np.empty(0, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,10 @@ def _prefill_chunks(ready: list[Sequence], max_tokens: int) -> tuple[list[Sequen
             break
         if sequence.phase is not Phase.PREFILLING:
             continue
-        start = sequence.prefilled
-        token_ids = sequence.prefill_tokens(start, max_tokens)
+        start = sequence.cached_len
+        token_ids = sequence.tokens_between(start, start + max_tokens)
         max_tokens -= len(token_ids)
+        end, total = start + len(token_ids), len(sequence.token_ids)
         drafter = sequence.drafter
         sequences.append(sequence)
         chunks.append(
@@ -73,11 +78,12 @@ def _prefill_chunks(ready: list[Sequence], max_tokens: int) -> tuple[list[Sequen
                 key=sequence.key,
                 token_ids=token_ids,
                 start=start,
-                is_last=start + len(token_ids) == len(sequence.token_ids),
+                is_last=end == total,
                 num_prompt_tokens=sequence.request.num_prompt_tokens,
                 sampling=sequence.request.sampling,
                 drafter_address=drafter.address if drafter is not None and sequence.drafter_knows else "",
                 features_from=start,
+                following=sequence.tokens_between(end, total) if start == 0 else _NOTHING,
             )
         )
     return sequences, tuple(chunks)

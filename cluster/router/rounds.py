@@ -70,7 +70,7 @@ class RoundLoop:
             with self._timings.stage(VERIFY):
                 result = await self._link.target.run_round(plan.request)
             with self._timings.stage(COMMIT):
-                commit_round(plan, result, self._host, self._timings, time.monotonic())
+                commit_round(self._link, plan, result, self._host, self._timings, time.monotonic())
             self._timings.add_all("target", result.stage_times_us)
         except Unavailable as error:
             self._host.target_lost(self._link, error.message)

@@ -17,7 +17,7 @@ from cluster.router.admission import check_request
 from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.pairing import check_fits_any, check_same_model, is_paired
 from cluster.router.rounds import RoundLoop
-from cluster.router.sequence import Phase, Sequence
+from cluster.router.sequence import FIRST_ATTEMPT, Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.timings import RoundTimings
 from dflash_core.contracts import Drafter, SequenceKey, Target, TargetInfo
@@ -42,7 +42,7 @@ class Router:
         self._drafters: dict[Drafter, DrafterLink] = {}
         self._tasks: dict[TargetLink, asyncio.Task[None]] = {}
         self._sequences: dict[tuple[EventSink, str], Sequence] = {}
-        self._waiting: deque[Sequence] = deque()  # in the order of submission; failed-over ones in front
+        self._waiting: deque[Sequence] = deque()  # in the order of submission; failed-over and preempted ones in front
         # Ids must differ between clients, and between routers that share a drafter.
         self._name = secrets.token_hex(4)
         self._numbers = count(1)
@@ -94,7 +94,7 @@ class Router:
         for sequence in self._waiting:
             if link.could_hold(sequence):
                 sequence.stop_failover_timer()
-        self._place_waiting()
+        self.place_waiting()
 
     def remove_target(self, target: Target, reason: str = "it was removed") -> None:
         """Its sequences are prefilled on another target, or wait for one at most `failover_timeout_s`."""
@@ -131,7 +131,7 @@ class Router:
         sequence = Sequence(
             request=request,
             sink=sink,
-            key=SequenceKey(f"{request.sequence_id}.{self._name}.{next(self._numbers)}", 1),
+            key=SequenceKey(f"{request.sequence_id}.{self._name}.{next(self._numbers)}", FIRST_ATTEMPT),
             submitted_at=time.monotonic(),
             token_ids=np.asarray(request.token_ids).tolist(),
         )
@@ -144,7 +144,7 @@ class Router:
         if request.timeout_ms > 0:
             sequence.timer = loop.call_later(request.timeout_ms / 1e3, self._expire, sequence)
         self._waiting.append(sequence)
-        self._place_waiting()
+        self.place_waiting()
 
     def cancel(self, sequence_id: str, sink: EventSink) -> GenerationStatistics | None:
         """No further event follows; blocks are free within one round. Returns what it cost so far.
@@ -186,7 +186,7 @@ class Router:
         if sequence.target is not None:
             sequence.target.remove(sequence)
         del self._sequences[sequence.sink, sequence.request.sequence_id]
-        self._place_waiting()
+        self.place_waiting()
 
     def fail(self, sequence: Sequence, error: DFlashError) -> None:
         if sequence.phase is Phase.DONE:
@@ -198,19 +198,18 @@ class Router:
         """On the same target, under a higher attempt. Bounded by `max_retries`."""
         if sequence.target is None or not self._may_retry(sequence, reason):
             return
-        sequence.target.release(sequence.key)
+        sequence.target.reopen(sequence)
         sequence.next_attempt()
         sequence.phase = Phase.PREFILLING
 
-    def wait_again(self, sequence: Sequence, reason: str) -> None:
-        """Gives its blocks back and puts it in front of the queue, under a higher attempt. Bounded likewise."""
-        if sequence.target is None or not self._may_retry(sequence, reason):
-            return
-        sequence.target.remove(sequence)
+    def preempt(self, sequence: Sequence) -> None:
+        """Puts one whose blocks the target took in front of the queue, under a higher attempt: it did nothing wrong."""
+        assert sequence.target is not None, f"{sequence.key} is preempted by a target where it is not"
+        logger.info("sequence %s is preempted with %d tokens", sequence.key, len(sequence.token_ids))
+        sequence.target.drop(sequence)
         sequence.next_attempt()
         sequence.phase = Phase.WAITING
         self._waiting.appendleft(sequence)
-        self._place_waiting()
 
     def _may_retry(self, sequence: Sequence, reason: str) -> bool:
         if sequence.phase is Phase.DONE:
@@ -235,7 +234,7 @@ class Router:
         fitting = [link for link in self._drafters.values() if link.info.fingerprint == fc_fingerprint]
         return min(fitting, key=lambda link: link.num_sequences, default=None)
 
-    def _place_waiting(self) -> None:
+    def place_waiting(self) -> None:
         """First come, first served: the head of the queue goes to the target with the fewest sequences."""
         for sequence in list(self._waiting):
             able = [link for link in self._targets.values() if link.could_hold(sequence)]
@@ -270,7 +269,7 @@ class Router:
                 sequence.failover_timer = loop.call_later(
                     self.settings.failover_timeout_s, self._give_up, sequence, reason
                 )
-        self._place_waiting()
+        self.place_waiting()
 
     def _forget_target(self, link: TargetLink) -> None:
         link.is_lost = True

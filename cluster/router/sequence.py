@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cluster.router.links import DrafterLink, TargetLink
 
 
+FIRST_ATTEMPT = 1
+
+
 class Phase(Enum):
     WAITING = "waiting"  # no target holds it
     PREFILLING = "prefilling"  # a target holds its blocks; its tokens are being prefilled
@@ -27,7 +30,7 @@ class Phase(Enum):
 class Sequence:
     """`token_ids` are all committed tokens: prompt, tokens received before a resubmission, tokens of this router.
 
-    The root is the last of them; while the sequence runs, the target's cached_len is one less than their number.
+    The root is the last of them; while the sequence runs, `cached_len` is one less than their number.
     """
 
     request: GenerationRequest
@@ -40,7 +43,8 @@ class Sequence:
     drafter: DrafterLink | None = None
     drafter_knows: bool = False  # the drafter was told of this attempt
     is_announced: bool = False  # a draft stage has seen this attempt: its drafter, if any, knows of it
-    prefilled: int = 0  # tokens of this attempt in the target's KV, while prefilling
+    cached_len: int = 0  # tokens of this attempt in the target's KV
+    num_hit_tokens: int = 0  # of them, those that the prefix cache had: their blocks may be others' too
     draft: Draft | None = None  # for the present root
     refill_from: int | None = None  # first position whose feature the drafter lacks; goes with the next round
     skip_drafts: int = 0  # rounds to go on with the root alone, while a refill is on its way
@@ -61,6 +65,11 @@ class Sequence:
         self.stop_ids = frozenset(self.request.stop_token_ids)
 
     @property
+    def is_new(self) -> bool:
+        """Neither prefilled before nor resubmitted: what the prefix cache has of it is not its own."""
+        return self.key.attempt == FIRST_ATTEMPT and self.num_output == 0
+
+    @property
     def num_output(self) -> int:
         return len(self.token_ids) - self.request.num_prompt_tokens
 
@@ -70,15 +79,15 @@ class Sequence:
 
     @property
     def num_total(self) -> int:
-        """Tokens it can reach: what its blocks are reserved for."""
+        """Tokens it can reach: what must fit a target that it goes to."""
         return self.request.num_prompt_tokens + self.request.max_tokens
 
     @property
     def root_position(self) -> int:
         return len(self.token_ids) - 1
 
-    def prefill_tokens(self, start: int, num_tokens: int) -> TokenIds:
-        return np.asarray(self.token_ids[start : start + num_tokens], dtype=np.int32)
+    def tokens_between(self, start: int, end: int) -> TokenIds:
+        return np.asarray(self.token_ids[start:end], dtype=np.int32)
 
     def append(self, token_ids: list[int], now: float) -> tuple[list[int], FinishReason | None]:
         """Commits new tokens up to the first stop token or `max_tokens`; returns those kept, and why it ends here."""
@@ -119,7 +128,7 @@ class Sequence:
         if self.drafter is not None:
             self._release_at_drafter(self.drafter)
         self.key = SequenceKey(self.key.sequence_id, self.key.attempt + 1)
-        self.prefilled = 0
+        self.cached_len = self.num_hit_tokens = 0
         self.is_announced = False
 
     def stop_timers(self) -> None:

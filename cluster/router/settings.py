@@ -19,7 +19,7 @@ class RouterSettings:
     draft_wait_ms: how long a drafter may hold a block whose context features have not arrived.
     draft_timeout_ms: how long a round waits for its drafts; later ones go in with the root alone.
     failover_timeout_s: how long sequences wait for a target after theirs was lost.
-    max_retries: how often one sequence is prefilled again, for whatever reason, before its request fails.
+    max_retries: how often one sequence is prefilled again after a fault before its request fails. Preemption is none.
     """
 
     strategy: Strategy = Strategy.DRAFT_TREES

@@ -34,10 +34,12 @@ class RoundTimings:
 
     stages: dict[str, StageTime] = field(default_factory=dict)
     rounds: int = 0
-    prefill_tokens: int = 0
+    prefill_tokens: int = 0  # computed
+    hit_tokens: int = 0  # not computed, since the prefix cache had them
     tree_sequences: int = 0  # trees verified, counted per sequence and round
     tree_nodes: int = 0  # without roots
     output_tokens: int = 0
+    preemptions: int = 0
 
     def add(self, stage: str, duration_us: int) -> None:
         entry = self.stages.get(stage)
@@ -61,4 +63,5 @@ class RoundTimings:
 
     def reset(self) -> None:
         self.stages.clear()
-        self.rounds = self.prefill_tokens = self.tree_sequences = self.tree_nodes = self.output_tokens = 0
+        self.rounds = self.prefill_tokens = self.hit_tokens = 0
+        self.tree_sequences = self.tree_nodes = self.output_tokens = self.preemptions = 0

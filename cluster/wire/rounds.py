@@ -166,6 +166,7 @@ def round_result_to_pb(result: RoundResult) -> router_pb2.RoundResult:
         free_blocks=result.free_blocks,
         epoch=result.epoch,
         stage_times_us=result.stage_times_us,
+        preempted=[key_to_pb(key) for key in result.preempted],
     )
 
 
@@ -176,6 +177,7 @@ def round_result_from_pb(pb: router_pb2.RoundResult) -> RoundResult:
         free_blocks=pb.free_blocks,
         epoch=pb.epoch,
         stage_times_us=dict(pb.stage_times_us),
+        preempted=tuple(key_from_pb(key) for key in pb.preempted),
     )
 
 

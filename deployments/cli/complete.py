@@ -51,7 +51,9 @@ def complete_over_http(prompt: str, server: str, model: str | None, options: Sam
         raise Unavailable(f"{server}: {error}") from error
     write_piece("\n")
     if stats and last.get("dflash"):
-        _note_statistics(last["usage"]["completion_tokens"], **last["dflash"])
+        usage = last["usage"]
+        cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+        _note_statistics(usage["prompt_tokens"], cached_tokens, usage["completion_tokens"], **last["dflash"])
 
 
 def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
@@ -97,9 +99,11 @@ def complete_over_grpc(prompt: str, server: str, model: str | None, options: Sam
             raise _named(server, error) from error
     write_piece("\n")
     if stats:
-        statistics = response.statistics
+        usage, statistics = response.usage, response.statistics
         _note_statistics(
-            response.usage.completion_tokens,
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.completion_tokens,
             statistics.rounds,
             statistics.mean_acceptance_length,
             statistics.tree_nodes_verified,
@@ -116,6 +120,8 @@ def _named(server: str, error: Any) -> DFlashError:
 
 
 def _note_statistics(
+    prompt_tokens: int,
+    cached_tokens: int,
     output_tokens: int,
     rounds: int,
     mean_acceptance_length: float,
@@ -126,5 +132,5 @@ def _note_statistics(
     note_line(
         f"{output_tokens} tokens in {rounds} rounds, {mean_acceptance_length:.2f} a round, "
         f"{tree_nodes_verified} tree nodes verified, first token after {time_to_first_token_ms:.0f} ms, "
-        f"then {time_per_output_token_ms:.1f} ms a token"
+        f"then {time_per_output_token_ms:.1f} ms a token; {cached_tokens} of {prompt_tokens} prompt tokens were cached"
     )

@@ -151,8 +151,9 @@ class TargetRunner:
         settings = self._settings
         for key in request.releases:
             self._sequences.release(key)
-        refilled = [sequence for refill in request.refills if (sequence := self._sequences.refill(refill))]
         plan = admit(request, self._sequences, settings.max_rows, settings.max_tree_rows)
+        # Not before: a sequence that was preempted has no features to send.
+        refilled = [sequence for refill in request.refills if (sequence := self._sequences.refill(refill))]
         features: RowFeatures | None = None
         committed: list[CommittedSpan] = []
         if plan.num_rows:
@@ -168,7 +169,14 @@ class TargetRunner:
         clock.lap("features")
         outcomes = tuple(outcome for outcome in plan.outcomes if outcome is not None)
         assert len(outcomes) == len(request.prefills) + len(request.trees), "a sequence is without an outcome"
-        result = RoundResult(request.round_id, outcomes, self.free_blocks, self.epoch, clock.times_us)
+        result = RoundResult(
+            request.round_id,
+            outcomes,
+            self.free_blocks,
+            self.epoch,
+            clock.times_us,
+            self._sequences.take_preempted(),
+        )
         return TargetRound(result, context)
 
     def warm_up(self) -> None:

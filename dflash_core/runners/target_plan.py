@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -47,43 +48,48 @@ class RoundPlan:
 
 
 def admit(request: RoundRequest, sequences: TargetSequences, max_rows: int, max_tree_rows: int) -> RoundPlan:
-    """Takes what is sound and fits, in the request's order."""
-    plan = RoundPlan()
-    seen: set[str] = set()
-    for place, prefill in enumerate(request.prefills):
+    """Takes what is sound and fits, the oldest sequences first: whoever is preempted for them has no rows yet."""
+    pieces: list[Prefill | TreeRows] = [*request.prefills, *request.trees]
+    first_places = {piece.key.sequence_id: place for place, piece in reversed(list(enumerate(pieces)))}
+    opened = [sequences.opened(piece.key) for piece in pieces]
+    plan = RoundPlan(outcomes=[None] * len(pieces))
+    for place in sorted(range(len(pieces)), key=opened.__getitem__):
+        piece = pieces[place]
         try:
-            _refuse_second(prefill.key, seen)
-            _refuse_overflow("rows", plan.num_rows + len(prefill.token_ids), "max_rows", max_rows)
-            sequence = sequences.admit_prefill(prefill)
-            num_hit_tokens = sequence.cached_len - prefill.start
-            computed = prefill.skip(num_hit_tokens)
-            plan.prefills.append(PlannedPrefill(place, computed, sequence, num_hit_tokens))
-            plan.num_prefill_rows += len(computed.token_ids)
-            plan.outcomes.append(None)
+            if first_places[piece.key.sequence_id] != place:
+                raise RowsRefused(OutcomeStatus.MISMATCH, f"{piece.key.sequence_id} appears twice in the round")
+            if isinstance(piece, Prefill):
+                _admit_prefill(plan, place, piece, sequences, max_rows)
+            else:
+                _admit_tree(plan, place, piece, sequences, max_rows, max_tree_rows)
         except RowsRefused as refusal:
-            plan.outcomes.append(_refused(prefill.key, sequences, refusal))
-    for place, rows in enumerate(request.trees, start=len(request.prefills)):
-        try:
-            _refuse_second(rows.key, seen)
-            num_rows = len(rows.tree.token_ids)
-            _refuse_overflow("rows", plan.num_rows + num_rows, "max_rows", max_rows)
-            _refuse_overflow("tree rows", plan.num_tree_rows + num_rows, "max_tree_rows", max_tree_rows)
-            plan.trees.append(PlannedTree(place, rows, sequences.admit_tree(rows, max_tree_rows)))
-            plan.num_tree_rows += num_rows
-            plan.outcomes.append(None)
-        except RowsRefused as refusal:
-            plan.outcomes.append(_refused(rows.key, sequences, refusal))
+            plan.outcomes[place] = _refused(piece.key, sequences, refusal)
+    plan.prefills.sort(key=attrgetter("place"))
+    plan.trees.sort(key=attrgetter("place"))
     return plan
+
+
+def _admit_prefill(plan: RoundPlan, place: int, prefill: Prefill, sequences: TargetSequences, max_rows: int) -> None:
+    _refuse_overflow("rows", plan.num_rows + len(prefill.token_ids), "max_rows", max_rows)
+    sequence = sequences.admit_prefill(prefill)
+    num_hit_tokens = sequence.cached_len - prefill.start
+    computed = prefill.skip(num_hit_tokens)
+    plan.prefills.append(PlannedPrefill(place, computed, sequence, num_hit_tokens))
+    plan.num_prefill_rows += len(computed.token_ids)
+
+
+def _admit_tree(
+    plan: RoundPlan, place: int, rows: TreeRows, sequences: TargetSequences, max_rows: int, max_tree_rows: int
+) -> None:
+    num_rows = len(rows.tree.token_ids)
+    _refuse_overflow("rows", plan.num_rows + num_rows, "max_rows", max_rows)
+    _refuse_overflow("tree rows", plan.num_tree_rows + num_rows, "max_tree_rows", max_tree_rows)
+    plan.trees.append(PlannedTree(place, rows, sequences.admit_tree(rows, max_tree_rows)))
+    plan.num_tree_rows += num_rows
 
 
 def _refused(key: SequenceKey, sequences: TargetSequences, refusal: RowsRefused) -> Outcome:
     return Outcome(key, refusal.status, _NO_INTS, NO_TOKEN, sequences.cached_len(key), refusal.message)
-
-
-def _refuse_second(key: SequenceKey, seen: set[str]) -> None:
-    if key.sequence_id in seen:
-        raise RowsRefused(OutcomeStatus.MISMATCH, f"{key.sequence_id} appears twice in the round")
-    seen.add(key.sequence_id)
 
 
 def _refuse_overflow(what: str, count: int, limit_name: str, limit: int) -> None:

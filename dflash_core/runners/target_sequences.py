@@ -36,6 +36,7 @@ class SequenceState:
     sampling: SamplingParams
     drafter_address: str  # "" sends nowhere
     features_from: int  # the next position whose feature goes to the drafter
+    opened: int  # when, by count: of two sequences the one with the lower number is older
     block_table: list[int] = field(default_factory=list)
     cached_len: int = 0
     bonus_token: int = NO_TOKEN  # the root of the next tree; none until the prompt is done
@@ -44,17 +45,24 @@ class SequenceState:
 
 
 class TargetSequences:
-    """Every sequence of a target by its id, and the blocks they hold."""
+    """Every sequence of a target by its id, and the blocks they hold.
+
+    Where blocks run out, sequences are preempted, the youngest first: so the oldest always comes to its end, and then
+    the next one.
+    """
 
     def __init__(
         self, blocks: BlockManager, vocab_size: int, max_model_len: int, prefix_cache: PrefixCache | None
     ) -> None:
         """`vocab_size` counts padding: a padding id in a tree is merely never accepted."""
+        assert blocks.blocks_for(max_model_len) <= blocks.num_blocks, "a sequence might not fit even alone"
         self.blocks = blocks
         self.prefix_cache = prefix_cache
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
-        self._by_id: dict[str, SequenceState] = {}
+        self._by_id: dict[str, SequenceState] = {}  # the oldest first
+        self._preempted: list[SequenceKey] = []  # since they were last taken
+        self._num_opened = 0
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -63,6 +71,16 @@ class TargetSequences:
         """Of this very attempt; 0 where it is not here."""
         sequence = self._by_id.get(key.sequence_id)
         return sequence.cached_len if sequence is not None and sequence.key == key else 0
+
+    def opened(self, key: SequenceKey) -> int:
+        """When, by count; of what is not here (yet), later than all that is."""
+        sequence = self._by_id.get(key.sequence_id)
+        return sequence.opened if sequence is not None and sequence.key == key else self._num_opened
+
+    def take_preempted(self) -> tuple[SequenceKey, ...]:
+        """Whoever lost its blocks since the last call."""
+        preempted, self._preempted = tuple(self._preempted), []
+        return preempted
 
     def release(self, key: SequenceKey) -> None:
         """Forgets the attempt, or a lower one; a higher one stays. Unknown sequences are no error."""
@@ -73,6 +91,7 @@ class TargetSequences:
     def release_all(self) -> None:
         for sequence in list(self._by_id.values()):
             self._drop(sequence)
+        self._preempted.clear()
 
     def refill(self, refill: Refill) -> SequenceState | None:
         """Points the sequence's features at a drafter; None where this attempt is not here (nothing to send)."""
@@ -101,20 +120,13 @@ class TargetSequences:
                     + (" and its prompt is done" if sequence.bonus_token != NO_TOKEN else ""),
                 )
         end = min(sequence.cached_len + len(prefill.token_ids), prefill.start + len(prefill.known_tokens))
-        try:
-            self._extend(sequence, end)
-        except RowsRefused:
-            if prefill.start == 0:
-                self.blocks.free(sequence.block_table)
-            raise
+        self._extend(sequence, end)
         self._by_id[prefill.key.sequence_id] = sequence
         return sequence
 
     def admit_tree(self, rows: TreeRows, max_rows: int) -> SequenceState:
-        """The tree's sequence, with a block for its root (the accepted rows get theirs at commit).
-
-        Raises `RowsRefused`.
-        """
+        """The tree's sequence, with a block for its root (the accepted rows get theirs at commit, if there are any:
+        nobody is preempted for a guess). Raises `RowsRefused`."""
         sequence = self._find(rows.key)
         try:
             check_tree(rows.tree, self._vocab_size, max_rows, self._max_model_len - 1 - sequence.cached_len)
@@ -154,7 +166,10 @@ class TargetSequences:
     def _open(self, prefill: Prefill) -> SequenceState:
         """With the blocks that the prefix cache has of it."""
         features_from = max(0, prefill.features_from)
-        sequence = SequenceState(prefill.key, prefill.sampling, prefill.drafter_address, features_from)
+        sequence = SequenceState(
+            prefill.key, prefill.sampling, prefill.drafter_address, features_from, self._num_opened
+        )
+        self._num_opened += 1
         if self.prefix_cache is not None:
             known = prefill.known_tokens
             sequence.chain = self.prefix_cache.take(sequence.block_table, known)
@@ -163,6 +178,8 @@ class TargetSequences:
         return sequence
 
     def _find(self, key: SequenceKey) -> SequenceState:
+        if key in self._preempted:
+            raise RowsRefused(OutcomeStatus.OUT_OF_BLOCKS, f"{key.sequence_id} was preempted by an older sequence")
         sequence = self._by_id.get(key.sequence_id)
         if sequence is None or sequence.key.attempt < key.attempt:
             here = "" if sequence is None else f", only attempt {sequence.key.attempt}"
@@ -186,14 +203,30 @@ class TargetSequences:
         self._drop(sequence)
 
     def _extend(self, sequence: SequenceState, num_tokens: int) -> None:
-        try:
-            self.blocks.extend(sequence.block_table, num_tokens)
-        except OutOfBlocks as error:
-            raise RowsRefused(OutcomeStatus.OUT_OF_BLOCKS, error.message) from error
+        """Gives it blocks for so many tokens, those of younger sequences where too few are free.
+
+        Raises `RowsRefused` where there is no younger one: then it is preempted itself.
+        """
+        while True:
+            try:
+                self.blocks.extend(sequence.block_table, num_tokens)
+                return
+            except OutOfBlocks as error:
+                youngest = next(reversed(self._by_id.values()), sequence)
+                if youngest.opened > sequence.opened:
+                    self._preempt(youngest)
+                    continue
+                self._preempt(sequence)
+                raise RowsRefused(OutcomeStatus.OUT_OF_BLOCKS, error.message) from error
+
+    def _preempt(self, sequence: SequenceState) -> None:
+        self._drop(sequence)
+        self._preempted.append(sequence.key)
 
     def _drop(self, sequence: SequenceState) -> None:
+        """Also one that is not open yet, of which there are only blocks."""
         self.blocks.free(sequence.block_table)
-        del self._by_id[sequence.key.sequence_id]
+        self._by_id.pop(sequence.key.sequence_id, None)
 
 
 def _refuse_stale(sequence: SequenceState, key: SequenceKey) -> None:

@@ -74,6 +74,7 @@ class TargetHost:
 @dataclass
 class Cluster:
     pair: TinyPair
+    target_settings: TargetSettings = TARGET_SETTINGS
     routers: list[RouterHost] = field(default_factory=list)
     drafters: list[DrafterHost] = field(default_factory=list)
     targets: list[TargetHost] = field(default_factory=list)
@@ -100,7 +101,7 @@ class Cluster:
         return host
 
     def add_target(self) -> TargetHost:
-        runner = TargetRunner.load(str(self.pair.target), str(self.pair.drafter), TARGET_SETTINGS)
+        runner = TargetRunner.load(str(self.pair.target), str(self.pair.drafter), self.target_settings)
         agent = TargetAgent(runner, lambda: [router.address for router in self.routers])
         host = TargetHost(runner, agent)
         self.targets.append(host)
@@ -137,9 +138,14 @@ class Cluster:
 
 @asynccontextmanager
 async def make_cluster(
-    pair: TinyPair, num_routers: int = 1, num_drafters: int = 1, num_targets: int = 1, **options: Any
+    pair: TinyPair,
+    num_routers: int = 1,
+    num_drafters: int = 1,
+    num_targets: int = 1,
+    target_settings: TargetSettings = TARGET_SETTINGS,
+    **options: Any,
 ) -> AsyncIterator[Cluster]:
-    cluster = Cluster(pair)
+    cluster = Cluster(pair, target_settings)
     try:
         for _ in range(num_routers):
             await cluster.add_router(**options)

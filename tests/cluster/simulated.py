@@ -114,9 +114,15 @@ class SimulatedTarget:
         max_model_len: int = 200,
         fc: str = "fc",
         delay_s: float = 0.0,
+        prefix_caching: bool = True,
+        forget: float = 0.0,
     ) -> None:
+        """`forget`: probability, per round, that the prefix cache is emptied. Hits take blocks like other tokens."""
         self.network = network
         self.delay_s = delay_s
+        self.prefix_caching = prefix_caching
+        self.forget = forget
+        self.prefixes: set[tuple[int, ...]] = set()  # whole blocks that were committed once
         self.info = TargetInfo(
             model="simulated",
             vocab_size=VOCAB_SIZE,
@@ -131,7 +137,8 @@ class SimulatedTarget:
             fingerprint=f"weights:{fc}",
         )
         self.free_blocks = num_blocks
-        self.held: dict[str, _Held] = {}
+        self.held: dict[str, _Held] = {}  # the oldest first
+        self.preempted: list[SequenceKey] = []  # in the round that runs
         self.rounds: list[RoundRequest] = []
         self.is_dead = False
         self.fail_next: list[Exception] = []
@@ -166,9 +173,20 @@ class SimulatedTarget:
             if held is not None and held.key == refill.key:
                 held.drafter_address = refill.drafter_address
                 self._send(held, refill.from_position)
-        outcomes = [self._prefill(prefill) for prefill in request.prefills]
-        outcomes += [self._verify(tree) for tree in request.trees]
-        return RoundResult(request.round_id, tuple(outcomes), self.free_blocks, 0, {"forward": 1})
+        if self.network.rng.random() < self.forget:
+            self.prefixes.clear()
+        self.preempted = []
+        pieces: list[Prefill | TreeRows] = [*request.prefills, *request.trees]
+        ages = list(self.held)
+        outcomes: dict[int, Outcome] = {}
+        for place, piece in sorted(enumerate(pieces), key=lambda entry: self._age(ages, entry[1].key)):
+            outcomes[place] = self._prefill(piece) if isinstance(piece, Prefill) else self._verify(piece)
+        in_order = tuple(outcomes[place] for place in range(len(pieces)))
+        return RoundResult(request.round_id, in_order, self.free_blocks, 0, {"forward": 1}, tuple(self.preempted))
+
+    def _age(self, ages: list[str], key: SequenceKey) -> int:
+        held = self.held.get(key.sequence_id)
+        return ages.index(key.sequence_id) if held is not None and held.key == key else len(ages)
 
     def _release(self, key: SequenceKey) -> None:
         held = self.held.get(key.sequence_id)
@@ -179,29 +197,55 @@ class SimulatedTarget:
     def _prefill(self, prefill: Prefill) -> Outcome:
         if self.status_next:
             return self._not_ok(prefill.key, self.status_next.pop())
+        has_more = prefill.start == 0 and not prefill.is_last
+        assert bool(len(prefill.following)) == has_more, "a first chunk tells what follows"
+        num_hit_tokens = 0
         if prefill.start == 0:
             self._release(prefill.key)
             self.held[prefill.key.sequence_id] = _Held(prefill.key, seed=prefill.sampling.seed)
+            num_hit_tokens = self._find_prefix(self.held[prefill.key.sequence_id], prefill.known_tokens.tolist())
+            prefill = prefill.skip(num_hit_tokens)
+        if prefill.key in self.preempted:
+            return self._not_ok(prefill.key, OutcomeStatus.OUT_OF_BLOCKS)
         held = self.held.get(prefill.key.sequence_id)
         if held is None or held.key != prefill.key or len(held.tokens) != prefill.start:
             return self._not_ok(prefill.key, OutcomeStatus.UNKNOWN_SEQUENCE)
+        if not self._make_room(held, prefill.start + len(prefill.token_ids)):
+            return self._not_ok(prefill.key, OutcomeStatus.OUT_OF_BLOCKS)
         held.drafter_address = prefill.drafter_address
         self._extend(held, prefill.token_ids.tolist())
-        self._send(held, max(prefill.start, prefill.features_from))
+        self._send(held, prefill.features_from)
         if prefill.is_last:
             held.root = next_token(held.seed, held.tokens)
         bonus = held.root if prefill.is_last else -1
-        return Outcome(prefill.key, OutcomeStatus.OK, np.empty(0, np.int32), bonus, len(held.tokens))
+        nothing = np.empty(0, np.int32)
+        return Outcome(prefill.key, OutcomeStatus.OK, nothing, bonus, len(held.tokens), num_hit_tokens=num_hit_tokens)
+
+    def _find_prefix(self, held: _Held, known: list[int]) -> int:
+        """Gives the sequence the longest prefix that was committed once, without the last of its tokens."""
+        size, num_hit_tokens = self.info.kv_block_size, 0
+        if self.prefix_caching:
+            while num_hit_tokens + size < len(known) and tuple(known[: num_hit_tokens + size]) in self.prefixes:
+                num_hit_tokens += size
+        if not self._make_room(held, num_hit_tokens):
+            return 0
+        self._extend(held, known[:num_hit_tokens])
+        return num_hit_tokens
 
     def _verify(self, piece: TreeRows) -> Outcome:
         if self.status_next:
             return self._not_ok(piece.key, self.status_next.pop())
+        if piece.key in self.preempted:
+            return self._not_ok(piece.key, OutcomeStatus.OUT_OF_BLOCKS)
         held = self.held.get(piece.key.sequence_id)
         if held is None or held.key != piece.key:
             return self._not_ok(piece.key, OutcomeStatus.UNKNOWN_SEQUENCE)
         token_ids, depths = piece.tree.token_ids.tolist(), piece.tree.depths.tolist()
         if token_ids[0] != held.root or piece.root_position != len(held.tokens):
             return self._not_ok(piece.key, OutcomeStatus.MISMATCH)
+        if not self._make_room(held, len(held.tokens) + 1):
+            return self._not_ok(piece.key, OutcomeStatus.OUT_OF_BLOCKS)
+        room = (self.free_blocks + held.num_blocks) * self.info.kv_block_size - len(held.tokens)
         path, row, history = [], 0, [*held.tokens, held.root]
         choice = next_token(held.seed, history)
         while True:
@@ -211,7 +255,7 @@ class SimulatedTarget:
                 if depths[other] == depths[row] + 1 and min(depths[row + 1 : other + 1]) > depths[row]
             ]
             match = [child for child in children if token_ids[child] == choice]
-            if not match:
+            if not match or len(path) + 1 == room:
                 break
             assert len(match) == 1, "siblings must differ"
             row = match[0]
@@ -224,12 +268,24 @@ class SimulatedTarget:
         self._send(held, begin)
         return Outcome(piece.key, OutcomeStatus.OK, np.asarray(path, np.int32), choice, len(held.tokens))
 
+    def _make_room(self, held: _Held, num_tokens: int) -> bool:
+        """The youngest give way, at last the sequence itself. False where it did."""
+        while -(-num_tokens // self.info.kv_block_size) > held.num_blocks + self.free_blocks:
+            youngest = next(reversed(self.held.values()))
+            self.preempted.append(youngest.key)
+            self._release(youngest.key)
+            if youngest is held:
+                return False
+        return True
+
     def _extend(self, held: _Held, tokens: list[int]) -> None:
         held.tokens += tokens
         needed = -(-len(held.tokens) // self.info.kv_block_size)
         self.free_blocks -= needed - held.num_blocks
         held.num_blocks = needed
-        assert self.free_blocks >= 0, "the router reserved too little"
+        assert self.free_blocks >= 0, "room was made before"
+        size = self.info.kv_block_size
+        self.prefixes.update(tuple(held.tokens[:end]) for end in range(size, len(held.tokens) + 1, size))
 
     def _send(self, held: _Held, from_position: int) -> None:
         if held.drafter_address:
@@ -333,6 +389,7 @@ class Client:
 
     def __init__(self) -> None:
         self.tokens: dict[str, list[int]] = {}
+        self.first: dict[str, TokenEvent] = {}
         self.last: dict[str, TokenEvent] = {}
         self._ends: dict[str, asyncio.Event] = {}
         self.num_puts = 0
@@ -342,6 +399,8 @@ class Client:
         assert len({event.sequence_id for event in events}) == len(events), "one event per sequence and round"
         for event in events:
             assert event.sequence_id not in self.last, "no event after the last one"
+            self.first.setdefault(event.sequence_id, event)
+            assert event is self.first[event.sequence_id] or not event.cached_tokens, "told once"
             self.tokens.setdefault(event.sequence_id, []).extend(event.token_ids.tolist())
             if event.is_last:
                 self.last[event.sequence_id] = event

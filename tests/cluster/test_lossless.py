@@ -47,7 +47,8 @@ async def test_every_budget_and_company_gives_the_tokens_of_plain_decoding(tmp_p
             plain.append(GenerationRequest(name, token_ids, num_tokens, rng.randint(1, MAX_TOKENS), sampling))
     runner = TargetRunner.load(str(pair.target), str(pair.drafter), TARGET_SETTINGS)
     drafter = DrafterRunner.load(str(pair.drafter), str(pair.target), DRAFTER_SETTINGS)
-    expected = await decode_plainly(runner, plain)
+    no_cache = TARGET_SETTINGS.model_copy(update={"prefix_caching": False})
+    expected = await decode_plainly(TargetRunner.load(str(pair.target), None, no_cache), plain)
 
     budgets = BUDGETS if strategy is Strategy.DRAFT_TREES else (7,)
     requests = [

@@ -113,7 +113,10 @@ round_requests = st.builds(
 outcomes = st.builds(
     Outcome, keys, st.sampled_from(OutcomeStatus), int32s(), st.integers(-1, 2**31 - 1), uint32, text, uint32
 )
-round_results = st.builds(RoundResult, uint64, st.lists(outcomes, max_size=3).map(tuple), uint32, uint32, stages)
+some_keys = st.lists(keys, max_size=3).map(tuple)
+round_results = st.builds(
+    RoundResult, uint64, st.lists(outcomes, max_size=3).map(tuple), uint32, uint32, stages, some_keys
+)
 target_infos = st.builds(
     TargetInfo,
     model=text,

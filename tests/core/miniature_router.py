@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dflash_core.contracts import Outcome, Prefill, RoundResult, SamplingParams, SequenceKey, TreeRows
+from dflash_core.contracts import Outcome, OutcomeStatus, Prefill, RoundResult, SamplingParams, SequenceKey, TreeRows
 from dflash_core.runners.target import TargetRunner
 from tests.core.target_models import ok, random_tree, run
 
@@ -25,6 +25,7 @@ class Job:
     done: list[int] = field(default_factory=list)
     prefilled: int | None = None  # of this attempt; None: not on the target
     is_running: bool = False
+    opened: int = 0  # when, by count, in this attempt
     num_hit_tokens: list[int] = field(default_factory=list)  # of each attempt
 
     @property
@@ -68,7 +69,9 @@ class MiniatureRouter:
         self._rng = rng
         self._max_running = max_running
         self._release = release  # probability that a sequence is released and started again, per round
+        self._num_opened = 0
         self.num_accepted = 0
+        self.num_preempted = 0
 
     def run(self, jobs: list[Job]) -> None:
         waiting, running = list(jobs), list[Job]()
@@ -96,13 +99,28 @@ class MiniatureRouter:
                 num_tokens = int(self._rng.integers(1, 9))
                 prefills.append(chunk_of(job.key, job.committed, job.prefilled or 0, num_tokens, job.sampling))
         request: dict[str, Any] = {"prefills": prefills, "trees": trees, "releases": releases}
+        held = [job for job in running if job.prefilled is not None]
         result = run(self._runner, **{name: tuple(parts) for name, parts in request.items()}).result
         jobs = {job.key: job for job in running}
         for piece, outcome in zip((*prefills, *trees), result.outcomes, strict=True):
             assert outcome.key == piece.key
-            self._take(jobs[outcome.key], piece, ok(outcome))
+            is_preempted = outcome.key in result.preempted
+            assert is_preempted == (outcome.status is OutcomeStatus.OUT_OF_BLOCKS)
+            if not is_preempted:
+                self._take(jobs[outcome.key], piece, ok(outcome))
         assert result.free_blocks == self._runner.free_blocks
+        self._preempt(held, [jobs[key] for key in result.preempted])
         return result
+
+    def _preempt(self, held: list[Job], preempted: list[Job]) -> None:
+        """`held`: who was on the target before the round."""
+        self.num_preempted += len(preempted)
+        survivors = [job.opened for job in held if job not in preempted]
+        victims = [job.opened for job in held if job in preempted]
+        assert max(survivors, default=-1) < min(victims, default=self._num_opened), "the youngest go first"
+        assert survivors or not held, "the oldest goes on"
+        for job in preempted:
+            job.start_again()
 
     def _tree(self, job: Job) -> TreeRows:
         left = len(job.expected) - len(job.done)
@@ -115,6 +133,8 @@ class MiniatureRouter:
         if isinstance(piece, Prefill):
             if piece.start == 0:
                 job.num_hit_tokens.append(outcome.num_hit_tokens)
+                job.opened = self._num_opened
+                self._num_opened += 1
             computed = piece.skip(outcome.num_hit_tokens)
             job.prefilled = computed.start + len(computed.token_ids)
             assert outcome.cached_len == job.prefilled

@@ -119,8 +119,9 @@ def test_a_prompt_without_blocks_is_refused_and_fits_after_a_release() -> None:
     first, second = SequenceKey("first", 0), SequenceKey("second", 0)
     run(runner, prefills=(prefill_of(first, random_prompt(0, 100)),))
     chunk = prefill_of(second, random_prompt(1, 40))
-    refused = run(runner, prefills=(chunk,)).result.outcomes[0]
-    assert (refused.status, runner.num_sequences) == (OutcomeStatus.OUT_OF_BLOCKS, 1)
+    result = run(runner, prefills=(chunk,)).result
+    refused = result.outcomes[0]
+    assert (refused.status, result.preempted, runner.num_sequences) == (OutcomeStatus.OUT_OF_BLOCKS, (second,), 1)
     assert refused.message == "10 KV blocks are needed for 40 tokens, 7 are free"
     ok(run(runner, prefills=(chunk,), releases=(first,)).result.outcomes[0])
     assert runner.free_blocks == 22

@@ -42,10 +42,13 @@ TOKENIZER = _bytes_tokenizer()
 class ScriptedRouters:
     """Answers every request with the same text, in the given pieces; the first piece is the prefill's token."""
 
-    def __init__(self, pieces: Sequence[str] = ("a", "bc"), error: DFlashError | None = None) -> None:
+    def __init__(
+        self, pieces: Sequence[str] = ("a", "bc"), error: DFlashError | None = None, cached_tokens: int = 0
+    ) -> None:
         self.info: TargetInfo | None = INFO
         self.pieces = pieces
         self.error = error
+        self.cached_tokens = cached_tokens
         self.requests: list[GenerationRequest] = []
         self.cancelled: list[str] = []
         self.submitted = asyncio.Event()
@@ -57,7 +60,11 @@ class ScriptedRouters:
             ids = np.asarray(TOKENIZER.encode(piece).ids, dtype=np.int32)
             is_last = index == len(self.pieces) - 1 and self.error is None
             finish = FinishReason.LENGTH if is_last else None
-            sink.put([TokenEvent(request.sequence_id, ids, finish, num_tree_nodes=4 * (index > 0))])
+            cached_tokens = self.cached_tokens if index == 0 else 0
+            event = TokenEvent(
+                request.sequence_id, ids, finish, num_tree_nodes=4 * (index > 0), cached_tokens=cached_tokens
+            )
+            sink.put([event])
         if self.error is not None:
             sink.put([TokenEvent(request.sequence_id, np.empty(0, np.int32), error=self.error)])
 

@@ -27,6 +27,7 @@ def test_both_transports_write_the_same(served: ServedApplication, temperature: 
         assert result.returncode == 0, result.stderr
         assert result.stderr.startswith("16 tokens in ")
         assert " tree nodes verified, first token after " in result.stderr
+        assert result.stderr.rstrip().endswith(" prompt tokens were cached")
     assert http.stdout == rpc.stdout
 
 

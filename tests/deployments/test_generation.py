@@ -53,6 +53,13 @@ async def test_outputs_have_their_own_seeds_and_ids() -> None:
     assert (statistics.prompt_tokens, statistics.output_tokens) == (4, 12)
 
 
+async def test_a_prompt_counts_once_however_many_choices_it_has() -> None:
+    """Its cached tokens too, else more were cached than there are."""
+    job = GenerationJob(model=None, prompts=([1, 2, 3], [4, 5, 6]), num_choices=3)
+    _, statistics = await _run(ScriptedRouters(["ab", "c"], cached_tokens=2), job)
+    assert (statistics.prompt_tokens, statistics.cached_tokens) == (6, 4)
+
+
 @pytest.mark.parametrize("pieces", [("a", "bcd", "ef"), ("abcdef",), ("a", "b", "c", "d", "e", "f")])
 async def test_a_stop_string_ends_an_output_alike_however_the_tokens_come(pieces: tuple[str, ...]) -> None:
     routers = ScriptedRouters(pieces)

@@ -38,7 +38,12 @@ async def test_a_plain_answer() -> None:
     answer = response.json()
     assert answer["object"] == "text_completion"
     assert answer["choices"] == [{"index": 0, "text": "abcd", "logprobs": None, "finish_reason": "length"}]
-    assert answer["usage"] == {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5}
+    assert answer["usage"] == {
+        "prompt_tokens": 1,
+        "completion_tokens": 4,
+        "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert answer["dflash"]["rounds"] == 2
     assert answer["dflash"]["mean_acceptance_length"] == 3.0
     assert answer["dflash"]["tree_nodes_verified"] == 4
@@ -57,11 +62,17 @@ async def test_a_stream_ends_with_statistics_and_done() -> None:
 
 
 async def test_include_usage_adds_an_event_without_choices() -> None:
-    response = await _post(ScriptedRouters(), stream=True, stream_options={"include_usage": True})
+    routers = ScriptedRouters(cached_tokens=1)
+    response = await _post(routers, prompt="abc", stream=True, stream_options={"include_usage": True})
     *_, usage, done = _events(response)
     assert done == "[DONE]"
     assert usage["choices"] == []
-    assert usage["usage"] == {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
+    assert usage["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 3,
+        "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 1},
+    }
     assert usage["dflash"]["tree_nodes_verified"] == 4
 
 
