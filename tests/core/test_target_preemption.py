@@ -132,7 +132,9 @@ def test_preempted_before_a_round_fails_is_told_in_the_next(monkeypatch: pytest.
 
 
 def test_a_pool_that_cannot_hold_the_longest_sequence_is_refused() -> None:
-    with pytest.raises(InvalidSettings, match="num_blocks 31, the cache holds 124 tokens, .* max_model_len 128 .* at least 32"):
+    with pytest.raises(
+        InvalidSettings, match="num_blocks 31, the cache holds 124 tokens, .* max_model_len 128 .* at least 32"
+    ):
         make_subject(num_blocks=31)
 
 
