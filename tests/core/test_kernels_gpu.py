@@ -21,6 +21,7 @@ from tests.core.attention_cases import BF16, MAX_ERROR, Case, batch_of, check, i
 from tests.core.attention_oracle import dense_oracle
 from tests.core.commit_cases import *  # noqa: F403
 from tests.core.compile_cases import *  # noqa: F403
+from tests.core.margin_cases import *  # noqa: F403
 from tests.core.runner_cases import *  # noqa: F403
 from tests.core.sampling_cases import *  # noqa: F403
 from tests.core.sampling_cases import arguments, check_choices
