@@ -18,8 +18,8 @@ class TargetLink:
 
     Admission is optimistic: few sequences write all the tokens they may. One joins when there are blocks for what it
     has to prefill and one more to write on, beside what those that are there claim in the same way. Should they all
-    grow beyond that, the target preempts the youngest; and an empty target takes whatever fits it, so that the head of
-    the queue never waits for ever.
+    grow beyond that, the target preempts the youngest. Nobody claims more than it can come to need, so that an empty
+    target takes whatever fits it, and the head of the queue never waits for ever.
 
         num_blocks │ held by sequences │ claims │ free for newcomers │
                                        └───────── free_blocks ───────┘
@@ -43,8 +43,6 @@ class TargetLink:
     def has_room_for(self, sequence: Sequence) -> bool:
         if not self.could_hold(sequence) or len(self.sequences) >= self.max_running:
             return False
-        if not self.sequences:
-            return True
         return sum(map(self._claim, self.sequences)) + self._claim(sequence) <= self.free_blocks
 
     def _claim(self, sequence: Sequence) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from cluster.router import Router, RouterSettings
 from cluster.transports.drafter_service import DrafterService
 from cluster.transports.grpc_drafter import DrafterDialer
 from cluster.transports.grpc_options import RunningServer, start_server
+from cluster.transports.in_process import InProcessContextSink, InProcessDrafter, InProcessTarget
 from cluster.transports.router_pool import RouterPool
 from cluster.transports.router_service import RouterService
 from cluster.transports.target_agent import TargetAgent
@@ -28,6 +30,13 @@ from tests.tiny import TinyPair
 
 TARGET_SETTINGS = TargetSettings(device="cpu", dtype="float32", num_blocks=256, max_rows=256, max_tree_rows=128)
 DRAFTER_SETTINGS = DrafterSettings(device="cpu", dtype="float32", num_blocks=256)
+
+
+def add_models(router: Router, runner: TargetRunner, drafter: DrafterRunner, executor: Executor) -> None:
+    """Both in this process, on one thread."""
+    in_process = InProcessDrafter(drafter, executor)
+    router.add_target(InProcessTarget(runner, InProcessContextSink(in_process), executor))
+    router.add_drafter(in_process)
 
 
 @dataclass

@@ -12,11 +12,10 @@ import pytest
 
 from cluster.requests import GenerationRequest, Strategy
 from cluster.router import Router, RouterSettings
-from cluster.transports.in_process import InProcessContextSink, InProcessDrafter, InProcessTarget
 from dflash_core.contracts import SamplingParams
 from dflash_core.runners.drafter import DrafterRunner
 from dflash_core.runners.target import TargetRunner
-from tests.cluster.serving import DRAFTER_SETTINGS, TARGET_SETTINGS, check_outputs, decode_plainly
+from tests.cluster.serving import DRAFTER_SETTINGS, TARGET_SETTINGS, add_models, check_outputs, decode_plainly
 from tests.cluster.simulated import Client, until
 from tests.tiny import make_tiny_pair
 
@@ -60,9 +59,7 @@ async def test_every_budget_and_company_gives_the_tokens_of_plain_decoding(tmp_p
     client = Client()
     router = Router(RouterSettings(strategy=strategy, max_running=24, prefill_chunk_tokens=29, draft_timeout_ms=60_000))
     with ThreadPoolExecutor(max_workers=1) as executor:
-        in_process = InProcessDrafter(drafter, executor)
-        router.add_target(InProcessTarget(runner, InProcessContextSink(in_process), executor))
-        router.add_drafter(in_process)
+        add_models(router, runner, drafter, executor)
         for request in requests:
             router.submit(request, client)
         wanted = {request.sequence_id: expected[request.sequence_id.partition("b")[0]] for request in requests}

@@ -13,11 +13,18 @@ import numpy as np
 import pytest
 
 from cluster.requests import GenerationRequest
-from dflash_core.contracts import OutcomeStatus, RoundRequest, RoundResult, SamplingParams
+from dflash_core.contracts import OutcomeStatus, RoundRequest, RoundResult, SamplingParams, SequenceKey
 from dflash_core.errors import PromptTooLong, Unavailable
 from dflash_core.runners.drafter import DrafterRunner
 from dflash_core.runners.target import TargetRunner
-from tests.cluster.serving import DRAFTER_SETTINGS, TARGET_SETTINGS, check_outputs, decode_plainly, make_cluster
+from tests.cluster.serving import (
+    DRAFTER_SETTINGS,
+    TARGET_SETTINGS,
+    add_models,
+    check_outputs,
+    decode_plainly,
+    make_cluster,
+)
 from tests.cluster.simulated import SimulatedTarget, make_request, until
 from tests.cluster.world import World, make_world
 from tests.tiny import TinyPair, make_tiny_pair
@@ -87,7 +94,7 @@ async def test_what_will_never_be_written_is_not_claimed() -> None:
 
 
 async def test_an_empty_target_takes_whatever_fits_it() -> None:
-    """Even where nothing is left to write on: the whole pool is what the last token needs."""
+    """Even where nothing is left to write on: nobody claims what it can never come to need."""
     async with make_world(3) as world:
         world.add_target(num_blocks=10, kv_block_size=8)
         requests = [long_request(world, "small", 9, 5), long_request(world, "whole", 79, 1)]
@@ -119,19 +126,81 @@ async def test_the_preempted_come_back_before_all_others_in_their_old_order() ->
         await world.check_nothing_left()
 
 
+async def test_of_several_preempted_in_one_round_the_first_comes_back_first() -> None:
+    """s0 and s1 grow by a block a round, and need s3's and s2's, who have one each."""
+    preempted: list[list[str]] = []
+
+    class WatchedTarget(SimulatedTarget):
+        def _run(self, request: RoundRequest) -> RoundResult:
+            result = super()._run(request)
+            if result.preempted:
+                preempted.append([key.sequence_id[:2] for key in result.preempted])
+            return result
+
+    async with make_world(5, prefill_chunk_tokens=100) as world:
+        target = WatchedTarget(world.network, num_blocks=10, kv_block_size=8, max_rows=120, max_tree_rows=80)
+        world.targets.append(target)
+        world.router.add_target(target)
+        world.add_drafter(skill=1.0)
+        requests = [replace(long_request(world, f"s{i}", 23, 50), tree_budget=30) for i in (0, 1)]
+        requests += [replace(long_request(world, f"s{i}", 1, 7), tree_budget=0) for i in (2, 3)]
+        for request in requests:
+            world.router.submit(request, world.client)
+        assert world.router.num_running == 4
+        await world.check_same_tokens(requests)
+        assert preempted[0] == ["s3", "s2"]
+        opened = first_chunks(target)
+        assert opened.index(("s2", 2)) < opened.index(("s3", 2))
+        await world.check_nothing_left()
+
+
 async def test_a_finished_sequence_s_blocks_go_to_the_next_in_the_very_next_round() -> None:
     """The round that frees them opens it: the router need not hear of them first."""
-    async with make_world(5, strategy="none") as world:
-        target = world.add_target(num_blocks=5, kv_block_size=8, prefix_caching=False)
-        for request in (long_request(world, "first", 20, 12), long_request(world, "second", 20, 12)):
+    async with make_world(6, strategy="none") as world:
+        target = world.add_target(num_blocks=10, kv_block_size=8, prefix_caching=False)
+        requests = [long_request(world, "longest", 20, 30), long_request(world, "first", 20, 12)]
+        requests.append(long_request(world, "second", 20, 12))
+        for request in requests:
             world.router.submit(request, world.client)
-        await world.client.wait("first", "second")
-        releasing = [r for r in target.rounds if any(key.sequence_id.startswith("first") for key in r.releases)]
-        assert [prefill.start for prefill in releasing[0].prefills] == [0]
+        assert (world.router.num_running, world.router.num_waiting) == (2, 1)
+        await world.check_same_tokens(requests)
+        (releasing,) = [r for r in target.rounds if any(key.sequence_id.startswith("first") for key in r.releases)]
+        assert [prefill.key.sequence_id[:6] for prefill in releasing.prefills] == ["second"]
+        assert world.router.timings.preemptions == 0
+
+
+async def test_the_router_s_order_is_the_one_in_which_the_target_opened() -> None:
+    """Whoever is prefilled again is the youngest there, hence here: else it would be fed first, and preempted first."""
+
+    orders: list[tuple[list[str], list[str]]] = []
+
+    class WatchedTarget(SimulatedTarget):
+        def _run(self, request: RoundRequest) -> RoundResult:
+            self.status_next = [OutcomeStatus.MISMATCH] if world.rng.random() < 0.2 else []
+            result = super()._run(request)
+            (link,) = world.router._targets.values()
+            ours = [s.key.sequence_id for s in link.sequences if self.holds(s.key)]
+            orders.append((ours, [name for name in self.held if name in ours]))
+            return result
+
+        def holds(self, key: SequenceKey) -> bool:
+            return key.sequence_id in self.held and self.held[key.sequence_id].key == key
+
+    async with make_world(7, max_retries=100) as world:
+        target = WatchedTarget(world.network, num_blocks=40)
+        world.targets.append(target)
+        world.router.add_target(target)
+        requests = [long_request(world, f"s{i}", 9, 40) for i in range(6)]
+        for request in requests:
+            world.router.submit(request, world.client)
+        await world.check_same_tokens(requests)
+        assert sum(attempt > 1 for _, attempt in first_chunks(target)) > 3
+        assert all(ours == theirs for ours, theirs in orders)
+        await world.check_nothing_left()
 
 
 async def test_the_preempted_go_to_another_target_where_there_is_room() -> None:
-    async with make_world(6, max_retries=0) as world:
+    async with make_world(8, max_retries=0) as world:
         small, large = world.add_target(num_blocks=10), world.add_target(num_blocks=10)
         requests = [long_request(world, f"s{i}", 9, 65) for i in range(4)]
         for request in requests:
@@ -251,8 +320,6 @@ def tiny_requests(pair: TinyPair, seed: int, number: int) -> list[GenerationRequ
 
 @pytest.mark.parametrize("prefix_caching", [True, False])
 async def test_real_models_give_the_tokens_of_plain_decoding(pair: TinyPair, prefix_caching: bool) -> None:
-    from tests.cluster.test_prefix_caching import add_models
-
     requests = tiny_requests(pair, 1, 12)
     plain = TARGET_SETTINGS.model_copy(update={"prefix_caching": False})
     expected = await decode_plainly(TargetRunner.load(str(pair.target), None, plain), requests)
@@ -261,7 +328,7 @@ async def test_real_models_give_the_tokens_of_plain_decoding(pair: TinyPair, pre
     drafter = DrafterRunner.load(str(pair.drafter), str(pair.target), DRAFTER_SETTINGS)
     async with make_world(1, draft_timeout_ms=60_000, tree_budget=12, max_retries=0) as world:
         with ThreadPoolExecutor(max_workers=1) as executor:
-            add_models(world, runner, drafter, executor)
+            add_models(world.router, runner, drafter, executor)
             for request in requests:
                 world.router.submit(request, world.client)
             await check_outputs(world.client, expected)

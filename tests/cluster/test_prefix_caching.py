@@ -12,13 +12,19 @@ import numpy as np
 import pytest
 
 from cluster.requests import GenerationRequest
-from cluster.transports.in_process import InProcessContextSink, InProcessDrafter, InProcessTarget
 from dflash_core.contracts import Outcome, Prefill, SamplingParams
 from dflash_core.runners.drafter import DrafterRunner
 from dflash_core.runners.target import TargetRunner
-from tests.cluster.serving import DRAFTER_SETTINGS, TARGET_SETTINGS, check_outputs, decode_plainly, make_cluster
+from tests.cluster.serving import (
+    DRAFTER_SETTINGS,
+    TARGET_SETTINGS,
+    add_models,
+    check_outputs,
+    decode_plainly,
+    make_cluster,
+)
 from tests.cluster.simulated import SimulatedTarget, make_request, until
-from tests.cluster.world import World, make_world
+from tests.cluster.world import make_world
 from tests.tiny import TinyPair, make_tiny_pair
 
 PLAIN_SETTINGS = TARGET_SETTINGS.model_copy(update={"prefix_caching": False})
@@ -179,7 +185,7 @@ async def test_on_or_off_gives_the_tokens_of_plain_decoding(
     drafter = DrafterRunner.load(str(pair.drafter), str(pair.target), DRAFTER_SETTINGS)
     async with make_world(1, draft_timeout_ms=60_000, max_running=6, prefill_chunk_tokens=21) as world:
         with ThreadPoolExecutor(max_workers=1) as executor:
-            add_models(world, runner, drafter, executor)
+            add_models(world.router, runner, drafter, executor)
             for request in requests:
                 world.router.submit(request, world.client)
             await check_outputs(world.client, expected)
@@ -187,12 +193,6 @@ async def test_on_or_off_gives_the_tokens_of_plain_decoding(
             await world.router.close()
         assert (world.router.timings.hit_tokens > 300) == prefix_caching
         assert runner.free_blocks == runner.info.num_blocks
-
-
-def add_models(world: World, runner: TargetRunner, drafter: DrafterRunner, executor: ThreadPoolExecutor) -> None:
-    in_process = InProcessDrafter(drafter, executor)
-    world.router.add_target(InProcessTarget(runner, InProcessContextSink(in_process), executor))
-    world.router.add_drafter(in_process)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -204,7 +204,7 @@ async def test_a_hit_changes_no_acceptance(pair: TinyPair, temperature: float) -
     sampling = SamplingParams(temperature=temperature, seed=5)
     async with make_world(1, draft_timeout_ms=60_000, tree_budget=12) as world:
         with ThreadPoolExecutor(max_workers=1) as executor:
-            add_models(world, runner, drafter, executor)
+            add_models(world.router, runner, drafter, executor)
             for name in ("computed", "found"):
                 world.router.submit(GenerationRequest(name, prompt, 100, 48, sampling), world.client)
                 await world.client.wait(name)
