@@ -19,7 +19,7 @@ _WHOLE_VOCABULARY = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class SamplingRows:
-    """Parameters of every row, and on the host what the batch needs at all (so that no row must be read back)."""
+    """Parameters of every row."""
 
     temperature: Tensor  # fp32 [rows]; 0 is greedy
     top_k: Tensor  # int32 [rows]; 0 is off
@@ -27,9 +27,6 @@ class SamplingRows:
     min_p: Tensor  # fp32 [rows]; 0 is off
     seeds: Tensor  # int64 [rows], the bit pattern of unsigned 64-bit seeds
     positions: Tensor  # int64 [rows], of the token being chosen
-    any_sampled: bool  # some row has a temperature above 0
-    any_truncated: bool  # some such row has top-k, top-p or min-p
-    border_width: int  # every row's top-k and top-p border lies among this many best tokens; 0: no row has one
 
     @property
     def num_rows(self) -> int:
@@ -38,9 +35,7 @@ class SamplingRows:
     @classmethod
     def of(cls, rows: Sequence[tuple[SamplingParams, int]], device: torch.device | str = "cpu") -> SamplingRows:
         """One `(params, position of the token being chosen)` for each row."""
-        sampled = [params for params, _ in rows if params.temperature >= LEAST_TEMPERATURE]
         temperatures = [p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p, _ in rows]
-        border_widths = [p.top_k or _WHOLE_VOCABULARY for p in sampled if p.top_k > 0 or p.top_p < 1.0]
         seeds = np.array([p.seed for p, _ in rows], dtype=np.uint64).view(np.int64)
         return cls(
             temperature=torch.tensor(temperatures, dtype=torch.float32, device=device),
@@ -49,7 +44,4 @@ class SamplingRows:
             min_p=torch.tensor([p.min_p for p, _ in rows], dtype=torch.float32, device=device),
             seeds=torch.from_numpy(seeds).to(device),
             positions=torch.tensor([position for _, position in rows], dtype=torch.int64, device=device),
-            any_sampled=bool(sampled),
-            any_truncated=any(p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0 for p in sampled),
-            border_width=max(border_widths, default=0),
         )

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("names", [("attention_cases", "commit_cases", "runner_cases"), ("sampling_cases",)], ids=str)
+@pytest.mark.parametrize(
+    "names", [("attention_cases", "commit_cases", "runner_cases"), ("sampling_cases", "ranking_cases")], ids=str
+)
 def test_cases_in_the_interpreter(names: tuple[str, ...]) -> None:
     cases = [str(Path(__file__).with_name(f"{name}.py")) for name in names]
     numpy_on_nan = "ignore::RuntimeWarning:triton.runtime.interpreter"
