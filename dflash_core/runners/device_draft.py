@@ -32,7 +32,7 @@ from dflash_core.runners.draft_pass import BlockRows
 from dflash_core.runners.settings import DrafterSettings
 from dflash_core.runners.stages import StageClock
 from dflash_core.sampling.arrays import SAMPLING_ARRAYS, fill_sampling
-from dflash_core.sampling.candidates import rank_candidates_op
+from dflash_core.sampling.device.rank import rank_candidates_op
 from dflash_core.staged_arrays import ArraySpec, StagedArrays
 
 MAX_CONTEXT_ROWS = 1024

@@ -1,7 +1,7 @@
-"""The drafter's ranking of its candidates, with the noise that the target will use (common random numbers).
+"""The drafter's ranking of its candidates, with the noise that the target will use; in numba or in Triton.
 
-Daliri, Musco, Suresh, "Coupling without Communication and Drafter-Invariant Speculative Decoding" (2024); the penalty
-in place of a hard cut and the sharpness are this project's (ARCHITECTURE section 1).
+Common random numbers: Daliri, Musco, Suresh, "Coupling without Communication and Drafter-Invariant Speculative
+Decoding" (2024); the penalty in place of a hard cut and the sharpness are this project's (ARCHITECTURE section 1).
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from torch import Tensor
 
 from dflash_core.contracts import SamplingParams
 from dflash_core.sampling.kernels_cpu import rank_rows
-from dflash_core.sampling.noise_torch import gumbel
 from dflash_core.sampling.rows import SamplingRows
-from dflash_core.sampling.truncation import keep_mask, order_keys
 
 
 def rank_candidates(
@@ -32,16 +30,33 @@ def rank_candidates(
     off; a greedy row has log_softmax(l). Sorted best first, equal scores by the lowest id.
 
     Args:
-        logits: l, any float dtype, `[rows, width]`; ids from `vocab_size` on are padding.
+        logits: l, any float dtype, `[rows, width]`, on the CPU or a GPU; ids from `vocab_size` on are padding.
         rows: on the device of `logits`; `positions` are those of the tokens predicted.
-        num_candidates: at most `vocab_size`.
+        num_candidates: at most `vocab_size`, and on a GPU at most 512 (`InvalidSettings` beyond).
         sharpness: s, above 0.
         truncation_penalty: c, in nats before division by s.
     """
     assert 0 < num_candidates <= vocab_size, (num_candidates, vocab_size)
     assert sharpness > 0.0, sharpness
-    if logits.device.type != "cpu":
-        return rank_candidates_torch(logits, rows, vocab_size, num_candidates, sharpness, truncation_penalty, use_noise)
+    if logits.device.type == "cuda":
+        # Here, because Triton exists on Linux only and takes a second to import.
+        from dflash_core.sampling.device.rank import rank_candidates_op
+
+        ranked: tuple[Tensor, Tensor] = rank_candidates_op(
+            logits.detach(),
+            rows.temperature,
+            rows.top_k,
+            rows.top_p,
+            rows.min_p,
+            rows.seeds,
+            rows.positions,
+            vocab_size,
+            num_candidates,
+            sharpness,
+            truncation_penalty,
+            use_noise,
+        )
+        return ranked
     ids = np.empty((len(logits), num_candidates), np.int32)
     scores = np.empty((len(logits), num_candidates), np.float32)
     rank_rows(
@@ -62,50 +77,6 @@ def rank_candidates(
     return torch.from_numpy(ids), torch.from_numpy(scores)
 
 
-def rank_candidates_torch(
-    logits: Tensor,
-    rows: SamplingRows,
-    vocab_size: int,
-    num_candidates: int,
-    sharpness: float,
-    truncation_penalty: float,
-    use_noise: bool,
-) -> tuple[Tensor, Tensor]:
-    """`rank_candidates` on any device, with the noise of every id."""
-    values = logits.detach()[:, :vocab_size].float()
-    if rows.any_sampled:
-        is_greedy = (rows.temperature == 0.0)[:, None]
-        perturbed = values
-        if use_noise:
-            perturbed = perturbed + rows.temperature[:, None] * gumbel(rows.seeds, rows.positions, vocab_size)
-        if rows.any_truncated:
-            kept = keep_mask(values / torch.where(is_greedy, 1.0, rows.temperature[:, None]), rows)
-            perturbed = torch.where(kept, perturbed, perturbed - truncation_penalty)
-        values = torch.where(is_greedy, values, perturbed / sharpness)
-    best_keys = torch.topk(order_keys(values), num_candidates, dim=1).values
-    ids = 0x7FFFFFFF - (best_keys & 0x7FFFFFFF)
-    return ids.int(), torch.log_softmax(values, dim=1).gather(1, ids)
-
-
 def warm_up() -> None:
     """Compiles (or loads from the cache) the CPU path, so that the first draft does not wait for it."""
     rank_candidates(torch.zeros(1, 1), SamplingRows.of([(SamplingParams(), 0)]), 1, 1, 1.0, 0.0, False)
-
-
-def rank_candidates_op(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seeds: Tensor,
-    positions: Tensor,
-    vocab_size: int,
-    num_candidates: int,
-    sharpness: float,
-    truncation_penalty: float,
-    use_noise: bool,
-) -> tuple[Tensor, Tensor]:
-    """`rank_candidates` without a word from the host: whatever the rows want is computed for all of them."""
-    rows = SamplingRows(temperature, top_k, top_p, min_p, seeds, positions, True, True, 2**31 - 1)
-    return rank_candidates_torch(logits, rows, vocab_size, num_candidates, sharpness, truncation_penalty, use_noise)

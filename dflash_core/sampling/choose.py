@@ -17,6 +17,11 @@ def choose_tokens(logits: Tensor, rows: SamplingRows, vocab_size: int) -> Tensor
     Divide by T, top-k, top-p, min-p, add the noise of (seed, position, id), argmax with ties to the lowest id; a
     greedy row is the plain argmax. All in fp32. A row's result depends on nothing but that row.
 
+    All three truncations keep a prefix of one order, value falling and then id rising, so that equal values at a
+    border are resolved to the lowest id. Top-p keeps the smallest set whose mass, after top-k and renormalised,
+    reaches `top_p`, the crossing id included. Min-p keeps ids of at least `min_p` times the best probability: logits
+    / T within log(min_p) of the best.
+
     Args:
         logits: any float dtype, `[rows, width]`, on the CPU or a GPU; ids from `vocab_size` on are padding and never
             chosen.

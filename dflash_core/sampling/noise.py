@@ -1,8 +1,8 @@
 """The noise that every random choice uses: Philox4x32-10 keyed by (seed, position, vocabulary id). The reference.
 
 Philox: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), section 3.3.
-`noise_torch` and `kernels_cpu` state the same in torch and numba: words and `u` bit for bit, the two logarithms up to
-their last bit.
+`kernels_math` and `device.kernels.noise` state the same in numba and Triton: words and `u` bit for bit, the two
+logarithms up to their last bit.
 """
 
 from __future__ import annotations

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dflash_core.contracts import SamplingParams
-from dflash_core.sampling.candidates import rank_candidates, rank_candidates_torch
+from dflash_core.sampling.candidates import rank_candidates
 from dflash_core.sampling.choose import choose_tokens
 from dflash_core.sampling.rows import SamplingRows
 from tests.core import sampling_oracle as oracle
 from tests.core.sampling_oracle import lies_on_top_p_border, random_logits, sampling_params
 
-RANKINGS = [rank_candidates, rank_candidates_torch]
 
-
-@pytest.mark.parametrize("rank", RANKINGS)
 @given(
     row_list=st.lists(st.tuples(sampling_params, st.integers(0, 2**20)), min_size=1, max_size=5),
     seed=st.integers(0, 2**32 - 1),
@@ -32,12 +28,12 @@ RANKINGS = [rank_candidates, rank_candidates_torch]
 )
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_ranking_is_the_oracles(
-    rank, row_list, seed, vocab, num_candidates, sharpness, truncation_penalty, spread, num_levels, use_noise
+    row_list, seed, vocab, num_candidates, sharpness, truncation_penalty, spread, num_levels, use_noise
 ) -> None:
     num_candidates = min(num_candidates, vocab)
     logits = random_logits(seed, len(row_list), vocab + 3, spread, num_levels)
     logits[:, vocab:] = 1e4
-    ids, scores = rank(
+    ids, scores = rank_candidates(
         torch.from_numpy(logits),
         SamplingRows.of(row_list),
         vocab,
@@ -62,24 +58,22 @@ def test_ranking_is_the_oracles(
         assert left_out.size == 0 or left_out.max() <= expected[found].min() + tolerance
 
 
-@pytest.mark.parametrize("rank", RANKINGS)
-def test_equal_scores_are_ranked_by_the_lowest_id(rank) -> None:
+def test_equal_scores_are_ranked_by_the_lowest_id() -> None:
     logits = torch.zeros(2, 200)
     logits[:, [150, 90]] = 1.0
     rows = SamplingRows.of([(SamplingParams(), 0), (SamplingParams(temperature=1.0), 0)])
-    ids, _ = rank(logits, rows, 200, 6, 1.0, 2.0, False)
+    ids, _ = rank_candidates(logits, rows, 200, 6, 1.0, 2.0, False)
     assert ids.tolist() == [[90, 150, 0, 1, 2, 3]] * 2
 
 
-@pytest.mark.parametrize("rank", RANKINGS)
-def test_a_large_vocabulary(rank) -> None:
+def test_a_large_vocabulary() -> None:
     logits = random_logits(4, 3, 152_064, 4.0, None)
     row_list = [
         (SamplingParams(), 3),
         (SamplingParams(temperature=1.0, seed=9), 4),
         (SamplingParams(temperature=0.7, top_k=20, top_p=0.8, seed=10), 5),
     ]
-    ids, scores = rank(torch.from_numpy(logits), SamplingRows.of(row_list), 151_936, 64, 1.0, 2.0, True)
+    ids, scores = rank_candidates(torch.from_numpy(logits), SamplingRows.of(row_list), 151_936, 64, 1.0, 2.0, True)
     for row, (params, position) in enumerate(row_list):
         expected = oracle.draft_scores(logits[row, :151_936], params, position, 1.0, 2.0, True)
         assert ids[row].tolist() == np.argsort(-expected, kind="stable")[:64].tolist()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 
 from dflash_core.attention.split_kv.kernels.combine import combine_kernel
 from dflash_core.attention.split_kv.kernels.work_list import work_list_kernel
@@ -16,8 +17,11 @@ from dflash_core.attention.split_kv.tiles import CHUNK_UNIT, tiles_of
 from dflash_core.cache.kernels.commit import commit_kernel
 from dflash_core.cache.kernels.store import scatter_kernel, store_kernel
 from dflash_core.sampling.device.borders import KEYS_HELD, TILE, TILES_TOGETHER
-from dflash_core.sampling.device.kernels.borders import border_kernel, tile_best_kernel
+from dflash_core.sampling.device.kernels.borders import border_kernel
 from dflash_core.sampling.device.kernels.choose import choose_kernel
+from dflash_core.sampling.device.kernels.rank import rank_rows_kernel, rank_tiles_kernel
+from dflash_core.sampling.device.kernels.tiles import tile_best_kernel
+from dflash_core.sampling.device.rank import MOST_CANDIDATES, PART, tile_size
 from dflash_core.trees.kernels.walk import walk_kernel
 from tests.core.compiled_kernels import POINTERS, compile_attention, compile_kernel
 
@@ -115,8 +119,9 @@ def test_walk(rows: int, num_warps: int, tmp_path: Path) -> None:
 
 
 SAMPLING_TYPES = {
-    **dict.fromkeys(("temperature", "top_p", "min_p", "tile_sums"), "*fp32"),
-    **dict.fromkeys(("top_k", "listed_tiles"), "*i32"),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "tile_sums", "part_best", "part_sums", "scores"), "*fp32"),
+    **dict.fromkeys(("sharpness", "truncation_penalty"), "fp32"),
+    **dict.fromkeys(("top_k", "listed_tiles", "ids"), "*i32"),
     **dict.fromkeys(("seeds", "positions", "tile_best", "listed_keys", "state", "tokens"), "*i64"),
 }
 
@@ -141,3 +146,36 @@ def test_choosing_tokens(dtype: torch.dtype, tmp_path: Path) -> None:
     assert border.spilled_bytes <= FEW_BYTES
     assert border.shared_bytes <= SHARED_BYTES
     assert compile_kernel(choose_kernel, types, sizes, tmp_path, num_warps=2, fp_fusion=False).spilled_bytes == 0
+
+
+@pytest.mark.parametrize("num_candidates", [64, MOST_CANDIDATES])
+def test_ranking_candidates(num_candidates: int, tmp_path: Path) -> None:
+    """As launched for 151,936 ids."""
+    types = {**SAMPLING_TYPES, "logits": POINTERS[BF16]}
+    tile = tile_size(num_candidates)
+    shared = {"TILE": tile, "USE_NOISE": True}
+    scored = compile_kernel(
+        rank_tiles_kernel,
+        types,
+        {**shared, "TILES_TOGETHER": PART // tile},
+        tmp_path,
+        num_warps=8,
+        fp_fusion=False,
+    )
+    assert scored.spilled_bytes == 0
+    ranked = compile_kernel(
+        rank_rows_kernel,
+        types,
+        {
+            **shared,
+            "TILES": triton.next_power_of_2(triton.cdiv(151_936, tile)),
+            "PARTS": triton.next_power_of_2(triton.cdiv(151_936, PART)),
+            "NUM_CANDIDATES": num_candidates,
+            "CANDIDATES": num_candidates,
+        },
+        tmp_path,
+        num_warps=16,
+        fp_fusion=False,
+    )
+    assert ranked.spilled_bytes <= FEW_BYTES
+    assert ranked.shared_bytes <= SHARED_BYTES

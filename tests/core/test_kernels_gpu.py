@@ -12,8 +12,10 @@ from dflash_core.attention.split_kv.attention import attend
 from dflash_core.attention.split_kv.device_batch import BatchSize, DeviceBatch, batch_arrays, fill_batch
 from dflash_core.attention.split_kv.work_list import GridSize, HeadShape, make_work_list, work_list_of
 from dflash_core.contracts import SamplingParams
+from dflash_core.sampling.candidates import rank_candidates
 from dflash_core.sampling.choose import choose_tokens
 from dflash_core.sampling.device.choose import choose_tokens_op
+from dflash_core.sampling.device.rank import rank_candidates_op
 from dflash_core.sampling.rows import SamplingRows
 from dflash_core.staged_arrays import StagedArrays
 from tests.core.attention_cases import *  # noqa: F403
@@ -22,6 +24,8 @@ from tests.core.attention_oracle import dense_oracle
 from tests.core.commit_cases import *  # noqa: F403
 from tests.core.compile_cases import *  # noqa: F403
 from tests.core.margin_cases import *  # noqa: F403
+from tests.core.ranking_cases import *  # noqa: F403
+from tests.core.ranking_cases import check_ranking
 from tests.core.runner_cases import *  # noqa: F403
 from tests.core.sampling_cases import *  # noqa: F403
 from tests.core.sampling_cases import arguments, check_choices
@@ -112,16 +116,33 @@ def test_a_large_vocabulary_is_chosen_from_as_on_the_cpu(
     check_choices(rows, [row_list[i] for i in differing], 151_936, tokens)
 
 
-def test_a_captured_graph_chooses_for_other_rows(device: torch.device) -> None:
+@pytest.mark.parametrize("use_noise", [True, False])
+def test_a_large_vocabulary_is_ranked(use_noise: bool, device: torch.device) -> None:
+    logits = torch.from_numpy(random_logits(5, 30, 152_064, 3.0, None)).bfloat16()
+    row_list = random_rows(6, 30)
+    ids, scores = rank_candidates(
+        logits.to(device), SamplingRows.of(row_list, device), 151_936, 64, 0.8, 2.0, use_noise
+    )
+    values = logits[:, :151_936].float().numpy()
+    formula = (0.8, 2.0, use_noise)
+    assert check_ranking(values, row_list, ids.cpu().numpy(), scores.cpu().numpy(), *formula) <= 1
+
+
+def test_a_captured_graph_samples_for_other_rows(device: torch.device) -> None:
     """Greedy rows while it is captured, every kind of row when it is replayed."""
     vocab, num_rows = 30_000, 32
     static = torch.zeros(num_rows, vocab, device=device)
     row_arguments = arguments([(SamplingParams(), 0)] * num_rows)
-    choose_tokens_op(static, *row_arguments, vocab)  # compiles
+
+    def sample() -> tuple[Tensor, Tensor, Tensor]:
+        tokens = choose_tokens_op(static, *row_arguments, vocab)
+        return (tokens, *rank_candidates_op(static, *row_arguments, vocab, 64, 1.0, 2.0, True))
+
+    sample()  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        tokens = choose_tokens_op(static, *row_arguments, vocab)
+        tokens, ids, scores = sample()
     for seed in range(3):
         logits, row_list = random_logits(seed, num_rows, vocab, 3.0, None), random_rows(seed, num_rows)
         static.copy_(torch.from_numpy(logits))
@@ -129,6 +150,7 @@ def test_a_captured_graph_chooses_for_other_rows(device: torch.device) -> None:
             tensor.copy_(fresh)
         graph.replay()
         assert check_choices(logits, row_list, vocab, tokens.tolist()) <= 1
+        assert check_ranking(logits, row_list, ids.cpu().numpy(), scores.cpu().numpy()) <= 1
 
 
 def padded_inputs(case: Case, batch: RaggedBatch, rng: np.random.Generator, device: torch.device) -> list[Tensor]:

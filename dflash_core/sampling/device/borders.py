@@ -8,7 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from dflash_core.sampling.device.kernels.borders import STATE_SIZE, border_kernel, tile_best_kernel
+from dflash_core.sampling.device.kernels.borders import STATE_SIZE, border_kernel
+from dflash_core.sampling.device.kernels.tiles import tile_best_kernel
 
 TILE = 256  # ids
 TILES_TOGETHER = 16  # of one program

@@ -1,26 +1,16 @@
 """The best of every row, and the least key inside its top-k and top-p, without a sort.
 
-A tile is a run of `TILE` ids. The first kernel reads the logits once and keeps the best of each tile; later passes
-touch only tiles whose best is good enough. The second kernel, one program per row, looks for the border: by ever
-longer distances from the best until enough ids are covered, then by halving the interval of keys that holds the
-border; once few ids are in it they are held in registers. Counts and masses are integers, so nothing depends on the
-order of sums.
+One program per row looks for the border among the tiles: by ever longer distances from the best until enough ids are
+covered, then by halving the interval of keys that holds the border; once few ids are in it they are held in registers.
+Counts and masses are integers: so no order of sums can move a border, and halving never meets a contradiction.
 """
 
 import triton
 import triton.language as tl
 
-from dflash_core.sampling.device.kernels.keys import (
-    LARGEST_ID,
-    LEAST_KEY,
-    NO_KEY,
-    first_key,
-    last_key,
-    middle_of,
-    pack,
-    value_of,
-)
-from dflash_core.sampling.device.kernels.rows import has_border, is_truncated, load_logits, scale
+from dflash_core.sampling.device.kernels.keys import LEAST_KEY, NO_KEY, first_key, last_key, middle_of, pack, value_of
+from dflash_core.sampling.device.kernels.rows import has_border, load_logits, scale
+from dflash_core.sampling.device.kernels.tiles import list_tiles
 
 UNIT_MASS = tl.constexpr(2.0**44)  # of the best id; 2¹⁹ of them fit in an int64
 
@@ -35,54 +25,6 @@ STATE_SIZE = tl.constexpr(4)
 def _mass(distance):
     """exp(distance) in fixed point, int64; `distance` is 0 at the best and negative elsewhere."""
     return (tl.exp(distance) * UNIT_MASS).to(tl.int64)
-
-
-@triton.jit(do_not_specialize=["num_tiles"])
-def tile_best_kernel(
-    logits,  # [rows, row_stride]
-    temperature,  # fp32 [rows]
-    top_k,  # int32 [rows]
-    top_p,  # fp32 [rows]
-    min_p,  # fp32 [rows]
-    tile_best,  # int64 [rows, num_tiles], out: (best of logits / T, lowest id that has the best of logits)
-    tile_sums,  # fp32 [rows, num_tiles], out where top-p needs the row's whole mass: Σ exp(value − best of the tile)
-    row_stride,
-    vocab_size,
-    num_tiles,
-    TILE: tl.constexpr,
-    TILES_TOGETHER: tl.constexpr,
-    TRUNCATED_ONLY: tl.constexpr,  # leave rows without top-k, top-p and min-p alone
-):
-    row = tl.program_id(0).to(tl.int64)
-    row_temperature = tl.load(temperature + row)
-    row_top_k = tl.load(top_k + row)
-    row_top_p = tl.load(top_p + row)
-    is_bordered = has_border(row_temperature, row_top_k, row_top_p, vocab_size)
-    if (not is_truncated(row_temperature, is_bordered, tl.load(min_p + row))) & TRUNCATED_ONLY:
-        return
-    tiles = tl.program_id(1) * TILES_TOGETHER + tl.arange(0, TILES_TOGETHER)
-    ids = tiles[:, None] * TILE + tl.arange(0, TILE)[None, :]
-    raw = load_logits(logits + row * row_stride, ids, vocab_size)
-    best = tl.max(raw, 1)
-    best_id = tl.min(tl.where(raw == best[:, None], ids, LARGEST_ID), 1)
-    best = tl.where(tl.max((raw != raw).to(tl.int32), 1) > 0, float("nan"), best)
-    best = scale(best, row_temperature)  # the best of what is divided, for one division
-    destination = row * num_tiles + tiles
-    tl.store(tile_best + destination, pack(best, best_id), mask=tiles < num_tiles)
-    if is_bordered & ((row_top_k <= 0) | (row_top_k >= vocab_size)):
-        values = scale(raw, row_temperature)
-        sums = tl.sum(tl.where(values > float("-inf"), tl.exp(values - best[:, None]), 0.0), 1)
-        tl.store(tile_sums + destination, sums, mask=tiles < num_tiles)
-
-
-@triton.jit
-def _list_tiles(tile_keys, least, listed_tiles, TILES: tl.constexpr):
-    """Writes the indices of tiles with keys from `least` on, a `first_key` or `LEAST_KEY`; returns how many."""
-    is_active = (tile_keys >= least).to(tl.int32)
-    tl.debug_barrier()  # who still reads the list before this one
-    tl.store(listed_tiles + tl.cumsum(is_active, 0) - 1, tl.arange(0, TILES), mask=is_active != 0)
-    tl.debug_barrier()
-    return tl.sum(is_active, 0)
 
 
 @triton.jit
@@ -180,7 +122,7 @@ def _find_border(
 
     reach = 2.0
     low = first_key(best_value - reach)
-    num_listed = _list_tiles(tile_keys, low, listed_tiles, TILES)
+    num_listed = list_tiles(tile_keys, low, listed_tiles, TILES)
     count, mass = _measure(
         row_logits, temperature, vocab_size, best_value, low, listed_tiles, num_listed, TILE, TILES_TOGETHER
     )
@@ -190,7 +132,7 @@ def _find_border(
         mass_above = mass
         reach *= 2.0
         low = tl.where(reach <= 64.0, first_key(best_value - reach), LEAST_KEY)
-        num_listed = _list_tiles(tile_keys, low, listed_tiles, TILES)
+        num_listed = list_tiles(tile_keys, low, listed_tiles, TILES)
         count, mass = _measure(
             row_logits, temperature, vocab_size, best_value, low, listed_tiles, num_listed, TILE, TILES_TOGETHER
         )

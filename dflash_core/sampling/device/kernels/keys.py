@@ -62,7 +62,7 @@ def least_of_best(keys, num_best):
     """A number from which on there are just `num_best` of the `keys`, or all of them if they are fewer.
 
     Args:
-        keys: int64 `[n]`, distinct where they are not `NO_KEY`.
+        keys: int64 `[n]`, each but `NO_KEY` once.
     """
     low = tl.full([], LEAST_KEY, tl.int64)
     high = tl.max(keys, 0) + 1
