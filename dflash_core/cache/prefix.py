@@ -16,6 +16,7 @@ from dflash_core.cache.blocks import BlockManager
 from dflash_core.contracts import TokenIds
 
 _HASH_BYTES = 16
+_TOKEN_BYTES = 4
 
 
 @dataclass(slots=True)
@@ -41,9 +42,9 @@ class PrefixCache:
         """
         assert not block_table, f"hits go to an empty table, this one has {len(block_table)} blocks"
         chain = HashChain(self._root)
-        size = self._blocks.kv_block_size
-        for start in range(0, (len(token_ids) - 1) // size * size, size):
-            block_hash = _child_hash(chain.last_hash, token_ids[start : start + size])
+        size, data = self._blocks.kv_block_size * _TOKEN_BYTES, _token_bytes(token_ids[:-1])
+        for start in range(0, len(data) // size * size, size):
+            block_hash = _child_hash(chain.last_hash, data[start : start + size])
             if not self._blocks.share(block_table, block_hash):
                 break
             chain.last_hash = block_hash
@@ -58,7 +59,7 @@ class PrefixCache:
         size = self._blocks.kv_block_size
         for index in range(chain.num_blocks, len(token_ids) // size):
             tokens = np.asarray(token_ids[index * size : (index + 1) * size], np.int32)
-            chain.last_hash = _child_hash(chain.last_hash, tokens)
+            chain.last_hash = _child_hash(chain.last_hash, _token_bytes(tokens))
             chain.num_blocks += 1
             self._blocks.publish(block_table[index], chain.last_hash)
 
@@ -71,6 +72,10 @@ def _root_hash(salt: Sequence[str]) -> bytes:
     return root.digest()
 
 
-def _child_hash(parent: bytes, token_ids: TokenIds) -> bytes:
-    """Parents and token bytes have a fixed length each, so nothing need separate them."""
-    return blake2b(parent + token_ids.astype("<i4").tobytes(), digest_size=_HASH_BYTES).digest()
+def _token_bytes(token_ids: TokenIds) -> bytes:
+    return token_ids.astype("<i4").tobytes()
+
+
+def _child_hash(parent: bytes, token_bytes: bytes) -> bytes:
+    """Both have a fixed length, so nothing need separate them."""
+    return blake2b(parent + token_bytes, digest_size=_HASH_BYTES).digest()
