@@ -77,7 +77,7 @@ def check_ranking(
     ),
     [
         (0, VOCAB, 64, torch.bfloat16, 3.0, None, 1.0, 2.0, True),
-        (1, VOCAB, 5, torch.float32, 1.0, 8, 0.3, 2.0, True),
+        (1, 2100, 5, torch.float32, 1.0, 8, 0.3, 2.0, True),
         (2, 1500, 33, torch.float16, 8.0, None, 2.0, 1.5, False),
         (3, 64, 64, torch.float32, 0.1, 1, 0.7, 1.0, True),
         (4, 1, 1, torch.float32, 1.0, None, 1.0, 2.0, True),
@@ -123,8 +123,8 @@ def test_the_best_ids_may_share_a_tile() -> None:
 
 
 def test_the_first_candidate_of_a_perfect_drafter_is_the_choice() -> None:
-    logits = torch.from_numpy(random_logits(5, 12, 300, 2.0, None)).to(SAMPLING_DEVICE)
-    row_list = [(SamplingParams(temperature=(0.0, 0.6, 1.0, 1.7)[i % 4], seed=i), i) for i in range(12)]
+    logits = torch.from_numpy(random_logits(5, 8, 300, 2.0, None)).to(SAMPLING_DEVICE)
+    row_list = [(SamplingParams(temperature=(0.0, 0.6, 1.0, 1.7)[i % 4], seed=i), i) for i in range(8)]
     ids, _ = rank(logits, row_list, 300, 4)
     assert ids[:, 0].tolist() == choose_tokens_op(logits, *arguments(row_list), 300).tolist()
 

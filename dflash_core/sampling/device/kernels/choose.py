@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 from dflash_core.sampling.device.kernels.borders import BEST, BORDER, NUM_DONE, STATE_SIZE, WINNER
-from dflash_core.sampling.device.kernels.keys import LEAST_KEY, NO_KEY, id_of, last_key, pack, token_of, value_of
-from dflash_core.sampling.device.kernels.noise import LEAST_NOISE, MOST_NOISE, gumbel_like, gumbel_of_id
+from dflash_core.sampling.device.kernels.keys import NO_KEY, id_of, last_key, pack, token_of, value_of
+from dflash_core.sampling.device.kernels.noise import MOST_NOISE, gumbel_like, gumbel_of_id
 from dflash_core.sampling.device.kernels.rows import least_distance, load_logits, scale
 
 NOISE_MARGIN = tl.constexpr(1e-5)  # ten times what two ways of computing the same noise may differ by
@@ -46,9 +46,8 @@ def choose_kernel(
     least = least_distance(tl.load(min_p + row))
     seed = tl.load(seeds + row)
     position = tl.load(positions + row)
-    # The row's best id is a candidate unless a border divides ids of equal logits / T: then some other one of them is.
-    noise = tl.where(border == LEAST_KEY, gumbel_of_id(seed, position, id_of(best)) - NOISE_MARGIN, LEAST_NOISE)
-    bound = best_value + noise
+    # Should a border exclude the best id, it leaves only lower ids of the same logits / T: their tiles pass this too.
+    bound = best_value + (gumbel_of_id(seed, position, id_of(best)) - NOISE_MARGIN)
     lanes = tl.arange(0, TILES_TOGETHER)
     tiles = part * TILES_TOGETHER + lanes
     tile_keys = tl.load(tile_best + row * num_tiles + tiles, mask=tiles < num_tiles, other=NO_KEY)

@@ -10,7 +10,6 @@ M0, M1 = tl.constexpr(MULTIPLIER_0), tl.constexpr(MULTIPLIER_1)
 W0, W1 = tl.constexpr(WEYL_0), tl.constexpr(WEYL_1)
 NUM_ROUNDS = tl.constexpr(NUM_PHILOX_ROUNDS)
 MOST_NOISE = tl.constexpr(float(_MOST_NOISE))  # above all noise
-LEAST_NOISE = tl.constexpr(-2.82)  # below all noise
 
 
 @triton.jit
