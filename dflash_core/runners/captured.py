@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar, cast
 
@@ -10,6 +12,8 @@ import torch._dynamo
 from torch import Tensor
 
 from dflash_core.errors import UnsupportedModel
+
+logger = logging.getLogger(__name__)
 
 _Size = TypeVar("_Size", bound=Hashable)
 _Function = TypeVar("_Function", bound=Callable[..., object])
@@ -26,10 +30,6 @@ class CapturedSteps(Generic[_Size]):
         self._device = device
         self._graphs: dict[_Size, torch.cuda.CUDAGraph] = {}
 
-    @property
-    def num_captured(self) -> int:
-        return len(self._graphs)
-
     def run(self, size: _Size) -> None:
         graph = self._graphs.get(size)
         if graph is None:
@@ -42,13 +42,15 @@ class CapturedSteps(Generic[_Size]):
 
         Raises `UnsupportedModel` where `name` does something that a graph cannot hold.
         """
+        begin = time.perf_counter()
         pool = torch.cuda.graph_pool_handle()
         for size in sizes:
             self._launch(size)  # compiles, and fills caches that must not be filled while capturing
             torch.cuda.synchronize(self._device)
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, pool=pool):
+                # Of this thread alone: what other threads of the process do is their own.
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                     self._launch(size)
             except RuntimeError as error:
                 raise UnsupportedModel(
@@ -56,6 +58,7 @@ class CapturedSteps(Generic[_Size]):
                     " without graphs"
                 ) from error
             self._graphs[size] = graph
+        logger.info("captured %d CUDA graphs of %s in %.1f s", len(self._graphs), name, time.perf_counter() - begin)
 
 
 def compile_step(step: _Function) -> _Function:

@@ -113,7 +113,7 @@ class DevicePass:
         for max_rows in (self._small_rows, largest):  # kernels for both tile sizes, and logits of few rows
             self._launch(PassSize(largest, padded_count(1), max_rows))
         if self._is_captured:
-            self._steps.capture(self._graph_sizes(), self._model.name)
+            self._steps.capture(self._graph_sizes(), f"target {self._model.name}")
 
     def _graph_sizes(self) -> Iterator[PassSize]:
         small = self._small_rows
