@@ -95,9 +95,9 @@ def test_rankings_are_the_oracles(
     truncation_penalty: float,
     use_noise: bool,
 ) -> None:
-    logits = torch.from_numpy(random_logits(seed, 4, vocab + 3, spread, num_levels)).to(dtype)
+    logits = torch.from_numpy(random_logits(seed, 3, vocab + 3, spread, num_levels)).to(dtype)
     logits[:, vocab:] = 1e4
-    row_list = random_rows(seed + 100, 4)
+    row_list = random_rows(seed + 100, 3)
     formula = (sharpness, truncation_penalty, use_noise)
     ids, scores = rank(logits, row_list, vocab, num_candidates, *formula)
     assert check_ranking(logits[:, :vocab].float().numpy(), row_list, ids, scores, *formula) <= 1
@@ -123,8 +123,8 @@ def test_the_best_ids_may_share_a_tile() -> None:
 
 
 def test_the_first_candidate_of_a_perfect_drafter_is_the_choice() -> None:
-    logits = torch.from_numpy(random_logits(5, 8, 300, 2.0, None)).to(SAMPLING_DEVICE)
-    row_list = [(SamplingParams(temperature=(0.0, 0.6, 1.0, 1.7)[i % 4], seed=i), i) for i in range(8)]
+    logits = torch.from_numpy(random_logits(5, 4, 300, 2.0, None)).to(SAMPLING_DEVICE)
+    row_list = [(SamplingParams(temperature=(0.0, 0.6, 1.0, 1.7)[i % 4], seed=i), i) for i in range(4)]
     ids, _ = rank(logits, row_list, 300, 4)
     assert ids[:, 0].tolist() == choose_tokens_op(logits, *arguments(row_list), 300).tolist()
 
