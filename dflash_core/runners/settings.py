@@ -64,7 +64,9 @@ class DrafterSettings(BaseModel):
     kv_cache_bytes: int | None = Field(
         None, ge=1, description="memory for keys and values, instead of memory_fraction; unset on cpu: 64 MiB"
     )
-    num_candidates: int = Field(64, ge=1, description="likeliest tokens told per depth; the vocabulary is the most")
+    num_candidates: int = Field(
+        64, ge=1, description="likeliest tokens told per depth; at most the vocabulary, on cuda 512 of it"
+    )
     shared_noise: bool = Field(True, description="rank candidates with the noise that the target will add")
     sharpness: float = Field(1.0, gt=0, description="divides the scores of sampled candidates")
     truncation_penalty: float = Field(2.0, ge=0, description="nats off for candidates beyond top-k, top-p or min-p")
