@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,10 +71,14 @@ class Record:
                 raise InvalidRequest(f"cannot write {path}: its folder does not exist")
 
     def add(self, *results: dict[str, Any]) -> None:
-        self.results.extend(results)
-        self.write()
+        self.put([*self.results, *results])
 
-    def write(self) -> None:
+    def put(self, results: Iterable[dict[str, Any]]) -> None:
+        """In place of what was there."""
+        self.results = list(results)
+        self._write()
+
+    def _write(self) -> None:
         if self.json_path is None:
             return
         ended = {"load_1m_at_the_end": os.getloadavg()[0]}

@@ -43,6 +43,19 @@ class Finding:
         others = [ms for arm, ms in self.ms.items() if arm != OURS]
         return min(others) / self.ms[OURS] if others and OURS in self.ms else None
 
+    def with_more(self, other: Finding) -> Finding:
+        """This finding with the arms that `other` has of the same size."""
+        missing = {arm: reason for arm, reason in self.missing.items() if arm not in other.ms} | other.missing
+        return Finding(
+            size=self.size,
+            limit=self.limit or other.limit,
+            ms=self.ms | other.ms,
+            missing=missing,
+            prepare_ms=self.prepare_ms or other.prepare_ms,
+            listing_ms=self.listing_ms or other.listing_ms,
+            error=other.error if self.error is None else self.error,
+        )
+
     def as_dict(self) -> dict[str, Any]:
         limit = None if self.limit is None else self.limit.as_dict()
         ratios = {"of_limit": self.of_limit, "best_baseline_over_ours": self.best_baseline}

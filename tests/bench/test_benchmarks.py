@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.attention.inputs import Inputs, Size
+from benchmarks.attention.measure import Finding, not_measured
 from benchmarks.limits import Limit, Rates, Work
 from benchmarks.timing import TooSlow, median_ms
 from benchmarks.trees import right_tree, wrong_tree
@@ -44,6 +45,17 @@ def test_a_point_for_which_there_was_no_time_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [("--no-such-flag",), ("--batch", "0"), ("--json", "/no/such/folder/found.json")])
 def test_a_wrong_flag_is_one_line(arguments: tuple[str, ...]) -> None:
     assert error_of("attention", *arguments).startswith("error: ")
+
+
+def test_arms_of_a_later_pass_join_what_was_found() -> None:
+    size = Size(1, 64, 4)
+    nothing = not_measured(size, "no time")
+    first = nothing.with_more(Finding(size, Limit(1.0, 2.0), {"ours": 4.0}, {"sdpa": "no memory"}, error=0.5))
+    assert first.missing == {"sdpa": "no memory", "flex": "no time"}
+    assert (first.of_limit, first.best_baseline) == (0.5, None)
+    second = first.with_more(Finding(size, Limit(1.0, 2.0), {"flex": 6.0}))
+    assert second.missing == {"sdpa": "no memory"}
+    assert (second.of_limit, second.best_baseline, second.error) == (0.5, 1.5, 0.5)
 
 
 def test_the_work_of_attention_is_what_a_loop_counts() -> None:
