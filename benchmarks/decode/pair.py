@@ -31,7 +31,7 @@ class PairRecipe:
     target: TargetRecipe
     continuations: ContinuationRecipe
     drafter: DrafterRecipe
-    num_files: int | None = None  # of the library, and as many that are held out; None: all
+    num_files: int | None = None  # of the library, and a quarter as many that are held out; None: all
 
     @property
     def num_parameters(self) -> int:
@@ -87,7 +87,7 @@ class PairRecipe:
         if self.num_files is None:
             return files
         seen, held_out = ([file for file in files if file.is_held_out is kind] for kind in (False, True))
-        return seen[:: len(seen) // self.num_files][: self.num_files] + held_out[: self.num_files]
+        return seen[:: len(seen) // self.num_files][: self.num_files] + held_out[: -(-self.num_files // 4)]
 
 
 LARGE = PairRecipe(
