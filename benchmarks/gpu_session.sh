@@ -52,7 +52,7 @@ benchmark() {
         --json "$folder/$name.json" --plot "$folder/$name.png" --time-limit-s "$own"
 }
 
-tests_s=${TESTS_S:-240} attention_s=${ATTENTION_S:-240} round_8b_s=${ROUND_8B_S:-420} round_4b_s=${ROUND_4B_S:-360}
+tests_s=${TESTS_S:-600} attention_s=${ATTENTION_S:-240} round_8b_s=${ROUND_8B_S:-420} round_4b_s=${ROUND_4B_S:-360}
 decode_s=${DECODE_S:-540} prefill_s=${PREFILL_S:-300}
 
 # Of pytest's plugins only what the tests themselves need: a GPU machine may lack the others.

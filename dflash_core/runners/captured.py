@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch._dynamo
 from torch import Tensor
 
-from dflash_core.errors import UnsupportedModel
+from dflash_core.errors import InvalidSettings, UnsupportedModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,28 +37,37 @@ class CapturedSteps(Generic[_Size]):
         else:
             graph.replay()
 
-    def capture(self, sizes: Iterable[_Size], name: str) -> None:
-        """Captures each size; the largest should come first, since all share its memory.
+    def prepare(self, sizes: Iterable[_Size], name: str, *, with_graphs: bool) -> None:
+        """Launches each size once, which compiles its kernels, and captures it `with_graphs`.
 
-        Raises `UnsupportedModel` where `name` does something that a graph cannot hold.
+        The largest should come first, since all graphs share its memory. Raises `UnsupportedModel` where `name` does
+        something that a graph cannot hold, `InvalidSettings` where the memory that is left does not do.
         """
         begin = time.perf_counter()
-        pool = torch.cuda.graph_pool_handle()
+        pool = torch.cuda.graph_pool_handle() if with_graphs else None
         for size in sizes:
-            self._launch(size)  # compiles, and fills caches that must not be filled while capturing
-            torch.cuda.synchronize(self._device)
-            graph = torch.cuda.CUDAGraph()
             try:
-                # Of this thread alone: what other threads of the process do is their own.
-                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                    self._launch(size)
-            except RuntimeError as error:
-                raise UnsupportedModel(
-                    f"{name} cannot be captured in a CUDA graph of {size}: {error}; set cuda_graphs=false to run it"
-                    " without graphs"
+                self._launch(size)
+                torch.cuda.synchronize(self._device)
+                if with_graphs:
+                    self._graphs[size] = self._capture(size, pool)
+            except torch.OutOfMemoryError as error:
+                raise InvalidSettings(
+                    f"{name} has too little memory for a step of {size}: lower memory_fraction or max_rows: {error}"
                 ) from error
-            self._graphs[size] = graph
-        logger.info("captured %d CUDA graphs of %s in %.1f s", len(self._graphs), name, time.perf_counter() - begin)
+            except RuntimeError as error:
+                cause = error.__context__ or error  # an error within a capture is hidden by that of its end
+                remedy = "set cuda_graphs=false to run it without graphs" if with_graphs else "it cannot be served"
+                raise UnsupportedModel(f"{name} fails in a step of {size}: {cause}; {remedy}") from error
+        kind = f"captured {len(self._graphs)} CUDA graphs" if with_graphs else "launched every size"
+        logger.info("%s: %s in %.1f s", name, kind, time.perf_counter() - begin)
+
+    def _capture(self, size: _Size, pool: Any) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # Of this thread alone: what other threads of the process do is their own.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            self._launch(size)
+        return graph
 
 
 def compile_step(step: _Function) -> _Function:

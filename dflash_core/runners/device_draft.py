@@ -92,13 +92,14 @@ class DeviceDraftPass:
         self._steps = CapturedSteps(self._launch, self._device)
 
     def prepare(self) -> None:
-        """Captures a graph for every padded number of blocks. Raises `UnsupportedModel`."""
-        if not self._settings.cuda_graphs or self._device.type != "cuda":
+        """Launches every padded number of blocks once, or captures its graph. Raises as `CapturedSteps.prepare`."""
+        if self._device.type != "cuda":
             return
         for array in self._inputs.host.values():
             array.fill(0)
         self._inputs.send()
-        self._steps.capture(_block_counts(self._settings.max_batch_blocks), "the drafter")
+        sizes = _block_counts(self._settings.max_batch_blocks)
+        self._steps.prepare(sizes, "the drafter", with_graphs=self._settings.cuda_graphs)
 
     def run(self, blocks: BlockRows, clock: StageClock) -> tuple[TokenIds, npt.NDArray[np.float32]]:
         size = _padded_blocks(blocks.num_blocks)
@@ -143,10 +144,12 @@ class DeviceDraftPass:
             self._heads, batch.num_rows, size, config.draft_block_size, is_causal=False, device=self._device
         )
         work = make_work_list(batch, self._heads, grid)
+        causal_grid = replace(grid, is_causal=True)
         causal = replace(
             work,
             batch=replace(batch, first_row=self._chain[: batch.num_rows]),
-            grid=replace(grid, is_causal=True),
+            grid=causal_grid,
+            grid_numbers=causal_grid.numbers,
         )
         step = BlockStep(work, causal, config.layers, self._pool.pages, config.head_dim**-0.5)
         root_tokens, positions = inputs["root_tokens"][:size], batch.positions.view(size, config.draft_block_size)
@@ -200,12 +203,13 @@ class DeviceContextWriter:
         self._steps = CapturedSteps(self._launch, self._device)
 
     def prepare(self) -> None:
-        """Captures a graph for every padded number of tokens. Raises `UnsupportedModel`."""
-        if not self._settings.cuda_graphs or self._device.type != "cuda":
+        """Launches every padded number of tokens once, or captures its graph. Raises as `CapturedSteps.prepare`."""
+        if self._device.type != "cuda":
             return
         self._inputs.host["slots"].fill(-1)
         self._inputs.send()
-        self._steps.capture(padded_counts(MAX_CONTEXT_ROWS), "the drafter's context")
+        sizes = padded_counts(MAX_CONTEXT_ROWS)
+        self._steps.prepare(sizes, "the drafter's context", with_graphs=self._settings.cuda_graphs)
 
     def write(self, features: Tensor, positions: npt.NDArray[np.int64], slots: Slots) -> None:
         for start in range(0, len(features), MAX_CONTEXT_ROWS):

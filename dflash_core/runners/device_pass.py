@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dflash_core.attention.split_kv.device_batch import BatchSize, DeviceBatch, batch_arrays, fill_batch
 from dflash_core.attention.split_kv.step import DeviceStep
+from dflash_core.attention.split_kv.tiles import tile_rows
 from dflash_core.attention.split_kv.work_list import GridSize, HeadShape, make_work_list
 from dflash_core.cache.commit import commit_rows
 from dflash_core.cache.store import scatter_rows
@@ -89,7 +90,7 @@ class DevicePass:
         self._inputs.send(rows.batch.num_sequences)
         clock.lap("inputs")
         self._steps.run(size)
-        has_features = self._caches.features is not None
+        has_features = self._caches.features is not None and rows.wants_features
         self._result.fetch(size.num_rows if has_features else 0)
         clock.lap("launch")
         self._result.wait()
@@ -100,41 +101,47 @@ class DevicePass:
         return PassResult(choices, accepted, features)
 
     def prepare(self) -> None:
-        """Launches the largest rounds once, and captures a graph for every padded size up to `max_graph_rows`.
+        """Launches every padded size once, and captures those up to `max_graph_rows`.
 
-        Raises `UnsupportedModel`.
+        Raises as `CapturedSteps.prepare`.
         """
         if self._device.type != "cuda":
             return
         for name, array in self._inputs.host.items():
             array.fill(-1 if name in _NOWHERE else 0)
         self._inputs.send()
+        name = f"target {self._model.name}"
+        self._steps.prepare(self._large_sizes(), name, with_graphs=False)
+        self._steps.prepare(self._graph_sizes(), name, with_graphs=self._is_captured)
+
+    def _large_sizes(self) -> Iterator[PassSize]:
+        """The largest round of each kind of kernel: with as many choices as it can have, and with few."""
         largest = padded_count(self._settings.max_rows)
-        for max_rows in (self._small_rows, largest):  # kernels for both tile sizes, and logits of few rows
-            self._launch(PassSize(largest, padded_count(1), max_rows))
-        if self._is_captured:
-            self._steps.capture(self._graph_sizes(), f"target {self._model.name}")
+        for num_choices in (padded_count(self._settings.max_tree_rows), padded_count(1)):
+            for max_rows in {self._few_rows(largest), largest}:
+                yield PassSize(largest, num_choices, max_rows)
 
     def _graph_sizes(self) -> Iterator[PassSize]:
-        small = self._small_rows
         for count in padded_counts(min(self._settings.max_graph_rows, self._settings.max_rows)):
-            yield PassSize(count, count, count)
-            if small < count:
-                yield PassSize(count, count, small)
+            for max_rows in sorted({self._few_rows(count), count}, reverse=True):
+                yield PassSize(count, count, max_rows)
 
-    @property
-    def _small_rows(self) -> int:
-        return max(1, _SMALL_TILE // self._heads.group_size)
+    def _few_rows(self, num_rows: int) -> int:
+        """In-flight rows of a sequence up to which a pass of `num_rows` has smaller attention tiles; `num_rows` where
+        they would not be smaller."""
+        heads, few = self._heads, min(num_rows, max(1, _SMALL_TILE // self._heads.group_size))
+        tiles = (tile_rows(rows, heads.group_size, heads.head_dim, heads.dtype) for rows in (few, num_rows))
+        return num_rows if next(tiles) == next(tiles) else few
 
     def _size_of(self, rows: PackedRows) -> PassSize:
         """Beyond the graphs logits are computed for the choices alone: prefill rows need none."""
         num_rows = padded_count(rows.num_rows)
-        largest = int(np.diff(rows.batch.cu_rows).max())
+        few = self._few_rows(num_rows)
         has_graph = num_rows <= padded_count(self._settings.max_graph_rows)
         return PassSize(
             num_rows,
             num_rows if has_graph else padded_count(max(1, rows.num_choices)),
-            min(self._small_rows, num_rows) if largest <= self._small_rows else num_rows,
+            few if int(np.diff(rows.batch.cu_rows).max()) <= few else num_rows,
         )
 
     def _batch_size(self, size: PassSize) -> BatchSize:

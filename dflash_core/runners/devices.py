@@ -22,3 +22,11 @@ def pick_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[name]
+
+
+def set_up_process(num_threads: int) -> None:
+    """Sets torch's threads, and products that are as exact as their dtype, for the whole process."""
+    torch.set_num_threads(num_threads)
+    torch.set_float32_matmul_precision("highest")  # fp32 means fp32: tokens must not depend on the batch
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

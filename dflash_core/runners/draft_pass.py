@@ -22,7 +22,7 @@ class BlockRows:
 
     root_tokens: npt.NDArray[np.int32]  # [num_blocks]
     context_lens: npt.NDArray[np.int32]  # [num_blocks]
-    block_tables: Sequence[list[int]]  # [num_blocks] of context blocks
+    block_tables: Sequence[npt.NDArray[np.int32]]  # [num_blocks] of context blocks
     sampling: SamplingArrays  # [num_blocks · depth] of the slots 1 …, block after block
 
     @classmethod
@@ -30,7 +30,7 @@ class BlockRows:
         cls,
         roots: Sequence[int],
         context_lens: Sequence[int],
-        block_tables: Sequence[list[int]],
+        block_tables: Sequence[npt.NDArray[np.int32]],
         params: Sequence[SamplingParams],
         depth: int,
     ) -> BlockRows:

@@ -19,7 +19,7 @@ from dflash_core.models.fused_layers import fuse_drafter_products
 from dflash_core.models.shared_tensors import EmbeddingAndHead, fc_fingerprint
 from dflash_core.models.target_loading import tokenizer_size
 from dflash_core.raw_tensor import from_raw, to_raw
-from dflash_core.runners.devices import pick_device, pick_dtype
+from dflash_core.runners.devices import pick_device, pick_dtype, set_up_process
 from dflash_core.runners.draft_pass import BlockRows, ContextWriter, DraftPass
 from dflash_core.runners.drafter_context import DrafterContext, NewContext, size_context
 from dflash_core.runners.drafter_loading import load_drafter_parts
@@ -77,9 +77,7 @@ class DrafterRunner:
         check_pair(target_config, config)
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device)
-        torch.set_float32_matmul_precision("highest")
-        if device.type == "cpu":
-            torch.set_num_threads(settings.num_threads)
+        set_up_process(settings.num_threads)
         vocab_size = tokenizer_size(target_folder, target_config.vocab_size)
         info = DrafterInfo(
             model=drafter,
@@ -170,6 +168,7 @@ class DrafterRunner:
             self._model.config.depth,
         )
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """Drafts after a context of one token, and forgets it: compiles what is compiled on first use, and on a GPU
         captures every graph. Raises `UnsupportedModel` where that cannot be done."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from dflash_core.cache.blocks import BlockManager, OutOfBlocks
 from dflash_core.cache.pools import KvPool, KvShape, Slots, slots_of
+from dflash_core.cache.tables import TableArray
 from dflash_core.contracts import ContextStatus, SequenceKey
 from dflash_core.models.drafter import DFlashDrafter
 from dflash_core.models.shared_tensors import EmbeddingAndHead
@@ -32,6 +33,7 @@ class HeldContext:
     context_len: int = 0
     block_table: list[int] = field(default_factory=list)
     out_of_blocks: str | None = None  # why the last chunk was not stored
+    table_array: TableArray = field(default_factory=TableArray)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,10 @@ class DrafterContext:
         held = self._held.get(key.sequence_id)
         return held if held is not None and held.attempt == key.attempt else None
 
-    def block_table(self, key: SequenceKey) -> list[int]:
-        return self._held[key.sequence_id].block_table
+    def block_table(self, key: SequenceKey) -> npt.NDArray[np.int32]:
+        """Valid until the next call for the same sequence."""
+        held = self._held[key.sequence_id]
+        return held.table_array.of(held.block_table, held.context_len // self.kv_block_size)
 
     def is_stale(self, key: SequenceKey) -> bool:
         held = self._held.get(key.sequence_id)
@@ -88,6 +92,7 @@ class DrafterContext:
                 held.context_len = max(context_len, 0)
                 keep = self._blocks.blocks_for(held.context_len)
                 surplus, held.block_table = held.block_table[keep:], held.block_table[:keep]
+                held.table_array = TableArray()  # what was fixed may now become others
                 self._blocks.free(surplus)
 
     def release(self, key: SequenceKey) -> None:

@@ -34,7 +34,7 @@ class TargetSettings(BaseModel):
     cuda_graphs: bool = Field(True, description="replay rounds of padded sizes as CUDA graphs; on cuda")
     max_graph_rows: int = Field(512, ge=1, description="rows of the largest round that is a CUDA graph")
     max_model_len: int | None = Field(None, ge=2, description="tokens of prompt and output; unset: what the model has")
-    num_threads: int = Field(1, ge=1, description="torch threads of the process, on cpu")
+    num_threads: int = Field(1, ge=1, description="torch threads of the process")
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -73,7 +73,7 @@ class DrafterSettings(BaseModel):
     compile: bool = Field(True, description="fuse the model's operators with torch.compile; where attention is triton")
     cuda_graphs: bool = Field(True, description="replay steps of padded sizes as CUDA graphs; on cuda")
     max_batch_blocks: int = Field(64, ge=1, description="most draft blocks in one forward; more go in several")
-    num_threads: int = Field(1, ge=1, description="torch threads of the process, on cpu")
+    num_threads: int = Field(1, ge=1, description="torch threads of the process")
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:

@@ -179,6 +179,7 @@ class TargetRunner:
         )
         return TargetRound(result, context)
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """Runs a prefill and a tree of one row, and forgets them: what is compiled on first use is compiled then, and
         on a GPU every graph captured.

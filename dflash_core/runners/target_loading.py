@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
 from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
@@ -13,7 +12,7 @@ from dflash_core.models.drafter_config import DrafterConfig
 from dflash_core.models.drafter_files import load_context_projection
 from dflash_core.models.shared_tensors import fc_fingerprint
 from dflash_core.models.target_loading import load_target, tokenizer_size
-from dflash_core.runners.devices import pick_device, pick_dtype
+from dflash_core.runners.devices import pick_device, pick_dtype, set_up_process
 from dflash_core.runners.settings import TargetSettings
 
 
@@ -42,9 +41,7 @@ def load_target_parts(target: str, drafter: str | None, settings: TargetSettings
         check_pair(TargetConfig.load(folder), drafter_config)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    torch.set_float32_matmul_precision("highest")  # fp32 means fp32: tokens must not depend on the batch
-    if device.type == "cpu":
-        torch.set_num_threads(settings.num_threads)
+    set_up_process(settings.num_threads)
     model = load_target(folder, dtype, device, target)
     features = None
     if drafter_folder is not None and drafter_config is not None:

@@ -41,6 +41,7 @@ class PackedRows:
     tree_parents: npt.NDArray[np.int32]
     tree_end_rows: npt.NDArray[np.int32]
     cu_tree_rows: npt.NDArray[np.int64]  # [num_trees + 1]
+    wants_features: bool  # a drafter waits for those of some sequence
 
     @property
     def num_rows(self) -> int:
@@ -82,7 +83,7 @@ def pack(plan: RoundPlan, kv_block_size: int, device: torch.device) -> PackedRow
         positions[split:] = np.repeat(prefix_lens[len(prefill_lens) :], tree_lens) + depths
         end_row[split:] = tree_end_rows + np.int32(split)
     sequences = plan.sequences()
-    block_tables = _block_tables(sequences)
+    block_tables = _block_tables(sequences, kv_block_size)
 
     last_chunks = [i for i, p in enumerate(plan.prefills) if p.prefill.is_last]
     logit_rows = np.concatenate([cu_rows[1:][last_chunks] - 1, rows[split:]]).astype(np.int64)
@@ -109,13 +110,15 @@ def pack(plan: RoundPlan, kv_block_size: int, device: torch.device) -> PackedRow
         tree_parents=tree_parents,
         tree_end_rows=tree_end_rows,
         cu_tree_rows=cu_rows[len(prefill_lens) :].astype(np.int64) - split,
+        wants_features=any(sequence.drafter_address for sequence in sequences),
     )
 
 
-def _block_tables(sequences: Sequence[SequenceState]) -> npt.NDArray[np.int32]:
+def _block_tables(sequences: Sequence[SequenceState], kv_block_size: int) -> npt.NDArray[np.int32]:
     tables = np.zeros((len(sequences), max(len(s.block_table) for s in sequences)), np.int32)
     for row, sequence in zip(tables, sequences, strict=True):
-        row[: len(sequence.block_table)] = sequence.block_table
+        num_full = sequence.cached_len // kv_block_size
+        row[: len(sequence.block_table)] = sequence.table_array.of(sequence.block_table, num_full)
     return tables
 
 

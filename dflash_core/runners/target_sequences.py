@@ -12,6 +12,7 @@ import numpy as np
 
 from dflash_core.cache.blocks import BlockManager, OutOfBlocks
 from dflash_core.cache.prefix import HashChain, PrefixCache
+from dflash_core.cache.tables import TableArray
 from dflash_core.contracts import OutcomeStatus, Prefill, Refill, SamplingParams, SequenceKey, TreeRows
 from dflash_core.errors import ProtocolError
 from dflash_core.trees.structure import check_tree
@@ -42,6 +43,7 @@ class SequenceState:
     bonus_token: int = NO_TOKEN  # the root of the next tree; none until the prompt is done
     token_ids: list[int] = field(default_factory=list)  # all committed ones
     chain: HashChain | None = None  # of the blocks that are findable; None without a prefix cache
+    table_array: TableArray = field(default_factory=TableArray)
 
 
 class TargetSequences:

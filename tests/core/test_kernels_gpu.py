@@ -35,6 +35,13 @@ from tests.core.walk_cases import *  # noqa: F403
 
 pytestmark = pytest.mark.gpu
 
+
+@pytest.fixture(autouse=True)
+def _forget_compilations() -> None:
+    """All models compile one function: together they would be more variants of it than torch allows."""
+    torch.compiler.reset()
+
+
 LARGE = [
     Case(128, BF16, 16, 32, 8, "t", num_sequences=2, max_rows=256, max_prefix_len=4000),
     Case(128, BF16, 32, 32, 8, "ct", num_sequences=4, max_rows=64, max_prefix_len=4000, sliding_window=512),

@@ -61,6 +61,14 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, url: str) -> 
         time.sleep(0.5)
 
 
+def _wait_for_line(log: Path, text: str) -> None:
+    """Ray brings what its workers log to the terminal in its own time, and not once it is shut down."""
+    deadline = time.monotonic() + 60
+    while text not in (terminal := log.read_text(errors="replace")):
+        assert time.monotonic() < deadline, terminal
+        time.sleep(0.2)
+
+
 def test_with_arguments(tmp_path: Path) -> None:
     pair = make_tiny_pair(tmp_path / "pair")
     http_port, grpc_port, data_port = free_ports(3)
@@ -81,10 +89,9 @@ def test_with_arguments(tmp_path: Path) -> None:
             request = inference_pb2.GenerateRequest(text="def add(", max_tokens=16, seed=1)
             stub = inference_pb2_grpc.InferenceStub(channel)
             assert stub.Complete(request, timeout=60, wait_for_ready=True).text == by_http
-    terminal = log.read_text(errors="replace")
-    for owner in (f"target {pair.target}", f"drafter {pair.drafter}"):
-        assert f"-- loaded {owner}: " in terminal
-        assert f"-- memory of {owner} on cpu:" in terminal
+        for owner in (f"target {pair.target}", f"drafter {pair.drafter}"):
+            _wait_for_line(log, f"-- loaded {owner}: ")
+            _wait_for_line(log, f"-- memory of {owner} on cpu:")
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/healthz", timeout=5)
 

@@ -16,6 +16,7 @@ from dflash_core.attention.split_kv.tiles import CHUNK_UNIT, tile_rows, tiles_of
 
 _ITEMS_PER_PROGRAM = 4  # beyond one item per tile and head: more splits than this never pay
 _INTERPRETED_PROGRAMS = 5
+_PADDED_SEQUENCES = 1024  # one kernel for all rounds of up to so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def work_list_op(
         GROUP_SIZE=group_size,
         TILE_ROWS=tile_rows,
         CHUNK_UNIT=CHUNK_UNIT,
-        PADDED_SEQUENCES=triton.next_power_of_2(num_sequences),
+        PADDED_SEQUENCES=max(_PADDED_SEQUENCES, triton.next_power_of_2(num_sequences)),
         SEQUENCES=16,
         CANDIDATES=128,
         ITEMS=128,
