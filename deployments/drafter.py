@@ -35,7 +35,8 @@ class Drafter:
         return "" if self._is_draining else self._running.address
 
     async def check_health(self) -> None:
-        """Raises `Unavailable` while the model's thread is stuck: only a restart cures that."""
+        """Raises `Unavailable` when the GPU is lost or the model's thread stuck: only a restart cures that."""
+        self._service.check_health()
         await check_thread(self._executor)
 
     async def stats(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Target:
         self._router_addresses = addresses
 
     async def check_health(self) -> None:
-        """Raises `Unavailable` while a round or the model's thread is stuck: only a restart cures that."""
+        """Raises `Unavailable` when a round is stuck or the GPU lost: only a restart cures that."""
         self._agent.check_health()
         await check_thread(self._executor)
 

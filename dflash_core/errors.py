@@ -86,6 +86,10 @@ class Unavailable(DFlashError):
     code = ErrorCode.UNAVAILABLE
 
 
+class DeviceLost(Unavailable):
+    """A process's GPU answers every call with an error from now on: only a new process can use it again."""
+
+
 class DeadlineExceeded(DFlashError):
     """The request's own `timeout_ms` ran out."""
 

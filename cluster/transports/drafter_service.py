@@ -28,7 +28,7 @@ from cluster.wire.drafts import (
     drafter_info_to_pb,
 )
 from dflash_core.contracts import Draft, DraftRequest, DraftResult, SequenceKey
-from dflash_core.errors import DFlashError
+from dflash_core.errors import DeviceLost, DFlashError, Unavailable
 from protos import drafter_pb2, drafter_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -50,11 +50,17 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
         self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
         self._owns_executor = executor is None
         self._held = HeldContexts()
+        self._fault: str | None = None  # what only a restart of this process cures
         self.num_drafts = 0
         self.queued_sequences = 0  # as a router last told: for scaling the pool
 
     def register(self, server: grpc.aio.Server) -> None:
         drafter_pb2_grpc.add_DrafterServicer_to_server(self, server)
+
+    def check_health(self) -> None:
+        """Raises `Unavailable` for what only a restart of this process cures."""
+        if self._fault is not None:
+            raise Unavailable(self._fault)
 
     @property
     def num_sequences(self) -> int:
@@ -138,6 +144,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
             result = await self._draft(request)
         except Exception as error:
             # This batch alone: the router opens its sequences anew.
+            self._note(error)
             logger.exception("batch %d failed", request.batch_id)
             result = _failed(request, error)
         async with write_lock:
@@ -181,9 +188,14 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
                 fed.update(ack.key for ack in acks)
                 await context.write(drafter_pb2.ContextAckBatch(acks=[context_ack_to_pb(ack) for ack in acks]))
         except DFlashError as error:
+            self._note(error)
             await context.abort(grpc_status(error), error.message)
         finally:
             self._held.source_broke(fed)
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, DeviceLost):
+            self._fault = error.message
 
 
 def _failed(request: DraftRequest, error: Exception) -> DraftResult:

@@ -4,7 +4,7 @@ runner = TargetRunner.load(...)
 agent = TargetAgent(runner, routers=lambda: addresses_as_last_listed)
 agent.start()                       # on the replica's event loop
 …
-agent.check_health()                # raises Unavailable when a round is stuck: only a restart cures that
+agent.check_health()                # raises Unavailable for what only a restart cures: a stuck round, a lost GPU
 await agent.drain("scaled in")      # goodbye, after the round that runs
 """
 
@@ -29,7 +29,7 @@ from cluster.transports.runner_protocols import TargetModelRunner
 from cluster.wire.generations import failure_to_pb
 from cluster.wire.rounds import round_request_from_pb, round_result_to_pb, target_info_to_pb
 from dflash_core.contracts import RoundRequest, RoundResult
-from dflash_core.errors import DeadlineExceeded, DFlashError, Overloaded, Unavailable
+from dflash_core.errors import DeadlineExceeded, DeviceLost, DFlashError, Overloaded, Unavailable
 from protos import router_pb2, router_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,9 @@ class TargetAgent:
         self._idle = asyncio.Event()  # no round runs
         self._idle.set()
         self._is_draining = False
-        self._stuck_round: str | None = None
+        self._fault: str | None = None  # what only a restart of this process cures
         self._refused_until: dict[str, float] = {}
+        self._is_lost = False  # the model's device: no router can use this target any more
         self.epoch = 0  # raised each time a router is lost
         self.router_address: str | None = None  # while a router leads
         self.num_rounds = 0
@@ -76,8 +77,8 @@ class TargetAgent:
 
     def check_health(self) -> None:
         """Raises `Unavailable` for what only a restart of this process cures."""
-        if self._stuck_round is not None:
-            raise Unavailable(self._stuck_round)
+        if self._fault is not None:
+            raise Unavailable(self._fault)
         if self._task is not None and self._task.done() and not self._is_draining:
             raise Unavailable("the target's agent has ended")
 
@@ -107,7 +108,7 @@ class TargetAgent:
 
     async def _run(self) -> None:
         failures = 0
-        while not self._is_draining:
+        while not (self._is_draining or self._is_lost):
             address = await self._choose_router()
             if address is not None:
                 try:
@@ -175,9 +176,15 @@ class TargetAgent:
         raise Unavailable(f"router {address}: its stream ended without a goodbye")
 
     async def _answer(self, pb: router_pb2.RoundRequest) -> router_pb2.RoundResult:
-        """The round's result, or the failure of the round as a whole; the target stays either way."""
+        """The round's result, or the failure of the round as a whole; the target stays either way.
+
+        But for `DeviceLost`: it is raised, and the end of the stream sends the sequences elsewhere.
+        """
         try:
             result = await self._run_round(round_request_from_pb(pb))
+        except DeviceLost as error:
+            self._fault, self._is_lost = error.message, True
+            raise
         except Exception as error:
             logger.exception("round %d failed", pb.round_id)
             return router_pb2.RoundResult(round_id=pb.round_id, epoch=self.epoch, failure=failure_to_pb(error))
@@ -191,8 +198,8 @@ class TargetAgent:
                 output = await loop.run_in_executor(self._executor, self._runner.run_round, request)
         except TimeoutError:
             # The thread cannot be stopped: whoever watches this process must restart it.
-            self._stuck_round = f"round {request.round_id} has been running for more than {request.timeout_ms} ms"
-            raise DeadlineExceeded(self._stuck_round) from None
+            self._fault = f"round {request.round_id} has been running for more than {request.timeout_ms} ms"
+            raise DeadlineExceeded(self._fault) from None
         self.num_rounds += 1
         # Before the result: the features are on their way when the router asks for drafts.
         for address, chunks in output.context.items():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from dflash_core.errors import InvalidSettings
+from dflash_core.errors import DeviceLost, InvalidSettings
 from dflash_core.runners.settings import DeviceName, DtypeName
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,6 +25,16 @@ def pick_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[name]
+
+
+@contextmanager
+def named_device_errors(owner: str) -> Iterator[None]:
+    """Raises `DeviceLost` for an error that a GPU does not recover from: an illegal access, a failed assertion, broken
+    memory. Too little memory is none of them."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost(f"{owner} has lost its GPU: {error}") from error
 
 
 def set_up_process(num_threads: int) -> None:

@@ -19,7 +19,7 @@ from dflash_core.models.fused_layers import fuse_drafter_products
 from dflash_core.models.shared_tensors import EmbeddingAndHead, fc_fingerprint
 from dflash_core.models.target_loading import tokenizer_size
 from dflash_core.raw_tensor import from_raw, to_raw
-from dflash_core.runners.devices import pick_device, pick_dtype, set_up_process
+from dflash_core.runners.devices import named_device_errors, pick_device, pick_dtype, set_up_process
 from dflash_core.runners.draft_pass import BlockRows, ContextWriter, DraftPass
 from dflash_core.runners.drafter_context import DrafterContext, NewContext, size_context
 from dflash_core.runners.drafter_loading import load_drafter_parts
@@ -121,8 +121,13 @@ class DrafterRunner:
     def append_context(self, chunks: Sequence[ContextChunk]) -> list[ContextAck]:
         """Takes what is new of the chunks, all of them together, in their order.
 
-        Raises `ProtocolError` for features of a wrong form; nothing is taken then.
+        Raises `ProtocolError` for features of a wrong form, nothing is taken then; `DeviceLost` where the GPU is of no
+        use any more.
         """
+        with named_device_errors(f"drafter {self.info.model}"):
+            return self._append_context(chunks)
+
+    def _append_context(self, chunks: Sequence[ContextChunk]) -> list[ContextAck]:
         received = [self._features_of(chunk) for chunk in chunks]
         acks: list[ContextAck] = []
         fresh: list[tuple[Tensor, NewContext]] = []
@@ -147,7 +152,14 @@ class DrafterRunner:
 
     @torch.inference_mode()
     def draft(self, blocks: Sequence[DraftBlock]) -> list[Draft]:
-        """Drafts in the order of `blocks`; a block that cannot be drafted says why and disturbs no other."""
+        """Drafts in the order of `blocks`; a block that cannot be drafted says why and disturbs no other.
+
+        Raises `DeviceLost` where the GPU is of no use any more.
+        """
+        with named_device_errors(f"drafter {self.info.model}"):
+            return self._draft(blocks)
+
+    def _draft(self, blocks: Sequence[DraftBlock]) -> list[Draft]:
         clock = StageClock()
         drafts = [self._refusal(block) for block in blocks]
         ready = [i for i, draft in enumerate(drafts) if draft is None]

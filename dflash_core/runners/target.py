@@ -31,6 +31,7 @@ from dflash_core.models.cpu_norms import fuse_norms
 from dflash_core.models.fused_layers import fuse_products
 from dflash_core.models.target import TargetModel
 from dflash_core.raw_tensor import to_raw
+from dflash_core.runners.devices import named_device_errors
 from dflash_core.runners.host_pass import HostPass
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.stages import StageClock
@@ -146,7 +147,14 @@ class TargetRunner:
 
     @torch.inference_mode()
     def run_round(self, request: RoundRequest) -> TargetRound:
-        """One pass over all rows. What is wrong with a sequence's rows becomes its outcome; the others run."""
+        """One pass over all rows. What is wrong with a sequence's rows becomes its outcome; the others run.
+
+        Raises `DeviceLost` where the GPU is of no use any more.
+        """
+        with named_device_errors(f"target {self._info.model}"):
+            return self._run_round(request)
+
+    def _run_round(self, request: RoundRequest) -> TargetRound:
         clock = StageClock()
         settings = self._settings
         for key in request.releases:

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+import torch
 
 from cluster.requests import GenerationRequest
 from cluster.transports.grpc_options import open_channel
@@ -129,6 +130,45 @@ async def test_a_drafter_that_dies_changes_no_token(pair: TinyPair, plain_runner
         await check_outputs(cluster.client, expected)
         assert staying.service.num_drafts > drafts
         await cluster.check_nothing_left()
+
+
+def lose_device(*args: object) -> None:
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+async def test_a_target_whose_gpu_is_lost_leads_no_more(pair: TinyPair, plain_runner: TargetRunner) -> None:
+    """Its process answers every call with an error: it must not take sequences again and again."""
+    requests = make_requests(14, pair, 4, max_tokens=40)
+    expected = await decode_plainly(plain_runner, requests)
+    async with make_cluster(pair) as cluster:
+        for request in requests:
+            cluster.pool.submit(request, cluster.client)
+        await until(lambda: any(cluster.client.tokens.values()))
+        lost = cluster.targets[0]
+        lost.runner._pass.run = lose_device  # type: ignore[method-assign, assignment]
+        await until(lambda: cluster.routers[0].router.num_targets == 0)
+        with pytest.raises(Unavailable, match="has lost its GPU: CUDA error: an illegal memory access"):
+            lost.agent.check_health()
+        cluster.add_target()
+        await check_outputs(cluster.client, expected)
+        assert lost.runner.num_sequences == 0
+        assert cluster.routers[0].router.num_targets == 1
+
+
+async def test_a_drafter_whose_gpu_is_lost_says_so_and_changes_no_token(
+    pair: TinyPair, plain_runner: TargetRunner
+) -> None:
+    requests = make_requests(15, pair, 4, max_tokens=40)
+    expected = await decode_plainly(plain_runner, requests)
+    async with make_cluster(pair) as cluster:
+        service = cluster.drafters[0].service
+        service.check_health()
+        cluster.drafters[0].runner._pass.run = lose_device  # type: ignore[method-assign, assignment]
+        for request in requests:
+            cluster.pool.submit(request, cluster.client)
+        await check_outputs(cluster.client, expected)
+        with pytest.raises(Unavailable, match="has lost its GPU: CUDA error: an illegal memory access"):
+            service.check_health()
 
 
 async def test_no_drafter_at_all(pair: TinyPair, plain_runner: TargetRunner) -> None:
