@@ -41,11 +41,11 @@ def compile_kernel(
     num_stages: int = 3,
     fp_fusion: bool = True,
 ) -> Compiled:
-    """`types` of arguments that are not int32; pointers and strides are taken to be multiples of 16 bytes."""
+    """`types` of arguments that are not int32; pointers, strides and widths are taken to be multiples of 16."""
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else types.get(name, "i32")
-        if signature[name].startswith("*") or name.endswith("_stride"):
+        if signature[name].startswith("*") or name.endswith(("_stride", "_width")):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=dict(constants), attrs=attributes)
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": fp_fusion}

@@ -135,6 +135,7 @@ def test_choosing_tokens(dtype: torch.dtype, tmp_path: Path) -> None:
         tile_best_kernel, types, {**sizes, "TRUNCATED_ONLY": False}, tmp_path, num_warps=8, fp_fusion=False
     )
     assert best.spilled_bytes == 0
+    assert "ld.global.v4.b32" in best.ptx, "logits are read one by one"
     border = compile_kernel(
         border_kernel,
         types,

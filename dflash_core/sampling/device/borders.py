@@ -54,6 +54,7 @@ def find_borders(
         tile_sums,
         logits.stride(0),
         vocab_size,
+        logits.shape[1],
         num_tiles,
         TILE=TILE,
         TILES_TOGETHER=TILES_TOGETHER,

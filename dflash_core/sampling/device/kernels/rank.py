@@ -11,7 +11,7 @@ import triton.language as tl
 from dflash_core.sampling.device.kernels.borders import BEST, BORDER, STATE_SIZE
 from dflash_core.sampling.device.kernels.keys import LARGEST_ID, NO_KEY, id_of, least_of_best, pack, value_of
 from dflash_core.sampling.device.kernels.noise import gumbel_like
-from dflash_core.sampling.device.kernels.rows import has_border, is_truncated, least_distance, load_logits, scale
+from dflash_core.sampling.device.kernels.rows import has_border, is_truncated, least_distance, load_all_logits, scale
 from dflash_core.sampling.device.kernels.tiles import list_tiles
 
 
@@ -29,6 +29,7 @@ def _score_tiles(
     state,
     row_stride,
     vocab_size,
+    row_width,
     sharpness,
     truncation_penalty,
     TILE: tl.constexpr,
@@ -38,7 +39,7 @@ def _score_tiles(
     row_temperature = tl.load(temperature + row)
     groups = tiles[:, None] * (TILE // 4) + tl.arange(0, TILE // 4)[None, :]
     ids = groups[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]
-    raw = load_logits(logits + row * row_stride, ids, vocab_size)
+    raw = load_all_logits(logits + row * row_stride, ids, vocab_size, row_width)
     scores = raw
     if row_temperature > 0.0:
         if USE_NOISE:
@@ -72,6 +73,7 @@ def rank_tiles_kernel(
     part_sums,  # fp32 [rows, parts], out: Σ exp(score − best of the part)
     row_stride,
     vocab_size,
+    row_width,  # logits of a row, padding included
     num_tiles,
     sharpness,
     truncation_penalty,
@@ -95,6 +97,7 @@ def rank_tiles_kernel(
         state,
         row_stride,
         vocab_size,
+        row_width,
         sharpness,
         truncation_penalty,
         TILE,
@@ -130,6 +133,7 @@ def rank_rows_kernel(
     scores,  # fp32 [rows, NUM_CANDIDATES], out
     row_stride,
     vocab_size,
+    row_width,  # logits of a row, padding included
     num_tiles,
     num_parts,
     sharpness,
@@ -160,6 +164,7 @@ def rank_rows_kernel(
         state,
         row_stride,
         vocab_size,
+        row_width,
         sharpness,
         truncation_penalty,
         TILE,

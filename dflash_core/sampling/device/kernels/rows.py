@@ -11,6 +11,14 @@ def load_logits(row_logits, ids, vocab_size):
 
 
 @triton.jit
+def load_all_logits(row_logits, ids, vocab_size, row_width):
+    """`load_logits` for whole rows: read to the end of the padding, whose size is round where the vocabulary's is not,
+    so that many logits are read at once."""
+    logits = tl.load(row_logits + ids, mask=ids < row_width, other=float("-inf")).to(tl.float32)
+    return tl.where(ids < vocab_size, logits, float("-inf"))
+
+
+@triton.jit
 def scale(logits, temperature):
     """logits / T, correctly rounded as on the CPU: the order of ids depends on it. A greedy row stays as it is."""
     return tl.math.div_rn(logits, tl.where(temperature == 0.0, 1.0, temperature))

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from dflash_core.sampling.device.kernels.keys import LARGEST_ID, pack
-from dflash_core.sampling.device.kernels.rows import has_border, is_truncated, load_logits, scale
+from dflash_core.sampling.device.kernels.rows import has_border, is_truncated, load_all_logits, scale
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
@@ -21,6 +21,7 @@ def tile_best_kernel(
     tile_sums,  # fp32 [rows, num_tiles], out where top-p needs the row's whole mass: Σ exp(value − best of the tile)
     row_stride,
     vocab_size,
+    row_width,  # logits of a row, padding included
     num_tiles,
     TILE: tl.constexpr,
     TILES_TOGETHER: tl.constexpr,
@@ -35,7 +36,7 @@ def tile_best_kernel(
         return
     tiles = tl.program_id(1) * TILES_TOGETHER + tl.arange(0, TILES_TOGETHER)
     ids = tiles[:, None] * TILE + tl.arange(0, TILE)[None, :]
-    raw = load_logits(logits + row * row_stride, ids, vocab_size)
+    raw = load_all_logits(logits + row * row_stride, ids, vocab_size, row_width)
     best = tl.max(raw, 1)
     best_id = tl.min(tl.where(raw == best[:, None], ids, LARGEST_ID), 1)
     best = tl.where(tl.max((raw != raw).to(tl.int32), 1) > 0, float("nan"), best)
