@@ -7,13 +7,8 @@ rows without a bad ancestor (KERNELS, "Verification walk"). Siblings being disti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def accepted_rows(
@@ -36,10 +31,3 @@ def accepted_rows(
     starts_minus_ends -= np.bincount(end_rows[is_bad], minlength=num_rows + 1)[:num_rows]
     accepted: npt.NDArray[np.bool_] = np.cumsum(starts_minus_ends) == 0
     return accepted
-
-
-def accepted_rows_torch(token_ids: Tensor, parents: Tensor, end_rows: Tensor, choices: Tensor) -> Tensor:
-    """`accepted_rows` on any device and without a copy to the host; integer tensors `[num_rows]`, bool out."""
-    is_bad = (parents >= 0) & (token_ids != choices[parents.clamp(min=0).long()])
-    ends = is_bad.new_zeros(len(token_ids) + 1).long().scatter_add_(0, end_rows.long(), is_bad.long())
-    return (is_bad.long() - ends[:-1]).cumsum(0) == 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dflash_core.trees.structure import end_rows, parents
-from dflash_core.trees.walk import accepted_rows, accepted_rows_torch
+from dflash_core.trees.walk import accepted_rows
 from tests.core.tree_oracle import random_depths, slow_parents, slow_walk
 
 
@@ -44,8 +43,6 @@ def test_walk_is_that_of_the_loop(trees: list[np.ndarray], seed: int, hit_rate: 
         expected += slow_walk(token_ids[here].tolist(), slow_parents(tree.tolist()), choices[here].tolist())
 
     assert accepted_rows(token_ids, parent_rows, ends, choices).tolist() == expected
-    tensors = (torch.from_numpy(a) for a in (token_ids, parent_rows, ends, choices))
-    assert accepted_rows_torch(*tensors).tolist() == expected
 
 
 def test_roots_alone_are_accepted() -> None:
