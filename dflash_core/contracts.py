@@ -116,6 +116,11 @@ class Prefill:
     following: TokenIds = field(default_factory=_no_tokens)  # [n] the rest to be prefilled; none but on a first chunk
 
     @property
+    def num_known(self) -> int:
+        """How many `known_tokens` there are."""
+        return len(self.token_ids) + len(self.following)
+
+    @property
     def known_tokens(self) -> TokenIds:
         """Of the positions from `start` on."""
         return np.concatenate([self.token_ids, self.following]) if len(self.following) else self.token_ids

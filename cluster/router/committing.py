@@ -129,10 +129,10 @@ def _commit_prefill(
     sequence: Sequence, chunk: Prefill, outcome: Outcome, keeper: SequenceKeeper, timings: RoundTimings
 ) -> list[int]:
     num_hit_tokens = outcome.num_hit_tokens
-    if not 0 <= num_hit_tokens < (len(chunk.known_tokens) if chunk.start == 0 else 1):
+    if not 0 <= num_hit_tokens < (chunk.num_known if chunk.start == 0 else 1):
         keeper.prefill_again(
             sequence,
-            f"{len(chunk.known_tokens)} tokens to prefill from {chunk.start} on, {num_hit_tokens} of them cached",
+            f"{chunk.num_known} tokens to prefill from {chunk.start} on, {num_hit_tokens} of them cached",
         )
         return []
     computed = chunk.skip(num_hit_tokens)

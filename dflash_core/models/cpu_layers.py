@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP
 
-from dflash_core.attention.registration import AttentionStep, refuse_unknown_arguments
+from dflash_core.attention.registration import AttentionStep, refuse_mask, refuse_unknown_arguments
 from dflash_core.models.cpu_linear import CpuLinear, is_plain
 from dflash_core.models.cpu_norms import CpuRMSNorm, fast_jit, fuse_norms
 
@@ -106,7 +106,7 @@ class CpuAttention(nn.Module):
         **others: object,
     ) -> tuple[Tensor, None]:
         """As the module it replaces. Raises `UnsupportedModel` for an argument that is not implemented."""
-        assert attention_mask is None, "a mask was built although the batch's metadata replace it"
+        refuse_mask(self, attention_mask)
         assert past_key_values is None, "keys and values are paged here"
         refuse_unknown_arguments(others)
         cos, sin = position_embeddings

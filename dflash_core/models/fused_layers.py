@@ -18,7 +18,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention
 
-from dflash_core.attention.registration import AttentionStep, refuse_unknown_arguments
+from dflash_core.attention.registration import AttentionStep, refuse_mask, refuse_unknown_arguments
 from dflash_core.models.drafter import Attend, DFlashAttention, DFlashDrafter, rotate
 
 # Query, key and value projections, norms of query and key heads or none, rotation of whole heads, an output projection.
@@ -78,7 +78,7 @@ class FusedAttention(nn.Module):
         **others: object,
     ) -> tuple[Tensor, None]:
         """As the module it replaces. Raises `UnsupportedModel` for an argument that is not implemented."""
-        assert attention_mask is None, "a mask was built although the batch's metadata replace it"
+        refuse_mask(self, attention_mask)
         assert past_key_values is None, "keys and values are paged here"
         refuse_unknown_arguments(others)
         rows = hidden_states[0]

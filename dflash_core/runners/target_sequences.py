@@ -121,7 +121,7 @@ class TargetSequences:
                     f"the chunk starts at {prefill.start}, the target has {sequence.cached_len} tokens"
                     + (" and its prompt is done" if sequence.bonus_token != NO_TOKEN else ""),
                 )
-        end = min(sequence.cached_len + len(prefill.token_ids), prefill.start + len(prefill.known_tokens))
+        end = min(sequence.cached_len + len(prefill.token_ids), prefill.start + prefill.num_known)
         self._extend(sequence, end)
         self._by_id[prefill.key.sequence_id] = sequence
         return sequence
