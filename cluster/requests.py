@@ -18,6 +18,14 @@ class Strategy(Enum):
     NONE = "none"  # plain decoding, no drafter
 
 
+class LatencyClass(Enum):
+    """How much a request's speed counts against the others': its share of draft nodes, and of the queue."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BATCH = "batch"
+
+
 class FinishReason(Enum):
     STOP = "stop"  # a stop token was written
     LENGTH = "length"  # max_tokens were written
@@ -33,8 +41,10 @@ class GenerationRequest:
     max_tokens: int  # beyond the prompt, those received included
     sampling: SamplingParams
     stop_token_ids: tuple[int, ...] = ()
-    tree_budget: int | None = None  # nodes without the root; None: the router's setting; 0: plain decoding
+    tree_budget: int | None = None  # most nodes without the root; None: the router's setting; 0: plain decoding
     timeout_ms: int = 0  # 0: none
+    latency_class: LatencyClass = LatencyClass.STANDARD
+    priority: int = 0  # higher goes first
 
 
 @dataclass(frozen=True, slots=True)

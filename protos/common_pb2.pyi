@@ -129,3 +129,27 @@ class Int32Array(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Int32Array: _TypeAlias = Int32Array  # noqa: Y015
+
+@_typing.final
+class MeasuredTime(_message.Message):
+    """A point of a table of times: what a replica measured of itself when it started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    TIME_US_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    time_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        time_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["size", b"size", "time_us", b"time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuredTime: _TypeAlias = MeasuredTime  # noqa: Y015

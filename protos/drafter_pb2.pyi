@@ -46,6 +46,7 @@ class DrafterInfo(_message.Message):
     NUM_TARGET_LAYERS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    DRAFT_TIMES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     draft_block_size: _builtins.int
     num_candidates: _builtins.int
@@ -54,6 +55,10 @@ class DrafterInfo(_message.Message):
     num_target_layers: _builtins.int
     fingerprint: _builtins.str
     address: _builtins.str
+    @_builtins.property
+    def draft_times(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.MeasuredTime]:
+        """of so many blocks"""
+
     def __init__(
         self,
         *,
@@ -65,10 +70,11 @@ class DrafterInfo(_message.Message):
         num_target_layers: _builtins.int = ...,
         fingerprint: _builtins.str = ...,
         address: _builtins.str = ...,
+        draft_times: _abc.Iterable[_common_pb2.MeasuredTime] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draft_block_size", b"draft_block_size", "fingerprint", b"fingerprint", "hidden_size", b"hidden_size", "model", b"model", "num_candidates", b"num_candidates", "num_target_layers", b"num_target_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draft_block_size", b"draft_block_size", "draft_times", b"draft_times", "fingerprint", b"fingerprint", "hidden_size", b"hidden_size", "model", b"model", "num_candidates", b"num_candidates", "num_target_layers", b"num_target_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -142,8 +148,14 @@ class DraftBlock(_message.Message):
     ROOT_TOKEN_FIELD_NUMBER: _builtins.int
     CONTEXT_LEN_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    USES_NOISE_FIELD_NUMBER: _builtins.int
+    TRUNCATION_PENALTY_FIELD_NUMBER: _builtins.int
     root_token: _builtins.int
     context_len: _builtins.int
+    uses_noise: _builtins.bool
+    """rank with the noise that the target will add"""
+    truncation_penalty: _builtins.float
+    """nats"""
     @_builtins.property
     def key(self) -> _common_pb2.SequenceKey: ...
     @_builtins.property
@@ -155,10 +167,12 @@ class DraftBlock(_message.Message):
         root_token: _builtins.int = ...,
         context_len: _builtins.int = ...,
         sampling: _common_pb2.Sampling | None = ...,
+        uses_noise: _builtins.bool = ...,
+        truncation_penalty: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_len", b"context_len", "key", b"key", "root_token", b"root_token", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_len", b"context_len", "key", b"key", "root_token", b"root_token", "sampling", b"sampling", "truncation_penalty", b"truncation_penalty", "uses_noise", b"uses_noise"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

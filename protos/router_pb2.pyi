@@ -105,6 +105,8 @@ class Generation(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TREE_BUDGET_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    LATENCY_CLASS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     num_prompt_tokens: _builtins.int
     max_tokens: _builtins.int
@@ -113,6 +115,10 @@ class Generation(_message.Message):
     """nodes without the root; absent: the router's setting; 0: plain decoding"""
     timeout_ms: _builtins.int
     """0: none"""
+    latency_class: _builtins.str
+    """cluster.requests.LatencyClass; empty: standard"""
+    priority: _builtins.int
+    """higher goes first"""
     @_builtins.property
     def token_ids(self) -> _common_pb2.Int32Array:
         """the prompt and, after a failover, the tokens received so far"""
@@ -132,10 +138,12 @@ class Generation(_message.Message):
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         tree_budget: _builtins.int | None = ...,
         timeout_ms: _builtins.int = ...,
+        latency_class: _builtins.str = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tree_budget", b"_tree_budget", "sampling", b"sampling", "token_ids", b"token_ids", "tree_budget", b"tree_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tree_budget", b"_tree_budget", "max_tokens", b"max_tokens", "num_prompt_tokens", b"num_prompt_tokens", "sampling", b"sampling", "sequence_id", b"sequence_id", "stop_token_ids", b"stop_token_ids", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "tree_budget", b"tree_budget"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tree_budget", b"_tree_budget", "latency_class", b"latency_class", "max_tokens", b"max_tokens", "num_prompt_tokens", b"num_prompt_tokens", "priority", b"priority", "sampling", b"sampling", "sequence_id", b"sequence_id", "stop_token_ids", b"stop_token_ids", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "tree_budget", b"tree_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tree_budget: _TypeAlias = _typing.Literal["tree_budget"]  # noqa: Y015
     _WhichOneofArgType__tree_budget: _TypeAlias = _typing.Literal["_tree_budget", b"_tree_budget"]  # noqa: Y015
@@ -454,6 +462,8 @@ class TargetInfo(_message.Message):
     MAX_TREE_ROWS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    ROW_SIZES_FIELD_NUMBER: _builtins.int
+    ROUND_TIMES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     vocab_size: _builtins.int
     hidden_size: _builtins.int
@@ -467,6 +477,14 @@ class TargetInfo(_message.Message):
     epoch: _builtins.int
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def row_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """a round's rows are padded to the next of them"""
+
+    @_builtins.property
+    def round_times(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.MeasuredTime]:
+        """of so many rows"""
+
     def __init__(
         self,
         *,
@@ -482,10 +500,12 @@ class TargetInfo(_message.Message):
         max_tree_rows: _builtins.int = ...,
         fingerprint: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        row_sizes: _abc.Iterable[_builtins.int] | None = ...,
+        round_times: _abc.Iterable[_common_pb2.MeasuredTime] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eos_token_ids", b"eos_token_ids", "epoch", b"epoch", "fingerprint", b"fingerprint", "hidden_size", b"hidden_size", "kv_block_size", b"kv_block_size", "max_model_len", b"max_model_len", "max_rows", b"max_rows", "max_tree_rows", b"max_tree_rows", "model", b"model", "num_blocks", b"num_blocks", "num_layers", b"num_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eos_token_ids", b"eos_token_ids", "epoch", b"epoch", "fingerprint", b"fingerprint", "hidden_size", b"hidden_size", "kv_block_size", b"kv_block_size", "max_model_len", b"max_model_len", "max_rows", b"max_rows", "max_tree_rows", b"max_tree_rows", "model", b"model", "num_blocks", b"num_blocks", "num_layers", b"num_layers", "round_times", b"round_times", "row_sizes", b"row_sizes", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

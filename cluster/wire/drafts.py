@@ -13,6 +13,8 @@ from cluster.wire.pieces import (
     sampling_to_pb,
     tensor_from_pb,
     tensor_to_pb,
+    times_from_pb,
+    times_to_pb,
 )
 from dflash_core.contracts import (
     ContextAck,
@@ -21,10 +23,11 @@ from dflash_core.contracts import (
     Draft,
     DraftBlock,
     DrafterInfo,
+    DraftRanking,
     DraftRequest,
     DraftResult,
 )
-from dflash_core.errors import ProtocolError
+from dflash_core.errors import InvalidRequest, ProtocolError
 from protos import drafter_pb2
 
 
@@ -38,6 +41,7 @@ def drafter_info_to_pb(info: DrafterInfo) -> drafter_pb2.DrafterInfo:
         num_target_layers=info.num_target_layers,
         fingerprint=info.fingerprint,
         address=info.address,
+        draft_times=times_to_pb(info.draft_times_us),
     )
 
 
@@ -51,6 +55,7 @@ def drafter_info_from_pb(pb: drafter_pb2.DrafterInfo) -> DrafterInfo:
         num_target_layers=pb.num_target_layers,
         fingerprint=pb.fingerprint,
         address=pb.address,
+        draft_times_us=times_from_pb(pb.draft_times),
     )
 
 
@@ -65,6 +70,8 @@ def draft_request_to_pb(request: DraftRequest) -> drafter_pb2.DraftRequest:
                 root_token=block.root_token,
                 context_len=block.context_len,
                 sampling=sampling_to_pb(block.sampling),
+                uses_noise=block.ranking.uses_noise,
+                truncation_penalty=block.ranking.truncation_penalty,
             )
             for block in request.blocks
         ],
@@ -74,12 +81,7 @@ def draft_request_to_pb(request: DraftRequest) -> drafter_pb2.DraftRequest:
 
 
 def draft_request_from_pb(pb: drafter_pb2.DraftRequest) -> DraftRequest:
-    blocks = tuple(
-        DraftBlock(
-            key_from_pb(block.key), block.root_token, block.context_len, internal_sampling_from_pb(block.sampling)
-        )
-        for block in pb.blocks
-    )
+    blocks = tuple(_block_from_pb(block) for block in pb.blocks)
     if len({block.key.sequence_id for block in blocks}) != len(blocks):
         raise ProtocolError("a draft request may hold one block per sequence")
     return DraftRequest(
@@ -90,6 +92,15 @@ def draft_request_from_pb(pb: drafter_pb2.DraftRequest) -> DraftRequest:
         wait_ms=pb.wait_ms,
         queued_sequences=pb.queued_sequences,
     )
+
+
+def _block_from_pb(pb: drafter_pb2.DraftBlock) -> DraftBlock:
+    try:
+        ranking = DraftRanking(pb.uses_noise, pb.truncation_penalty)
+    except InvalidRequest as error:
+        raise ProtocolError(error.message) from None
+    sampling = internal_sampling_from_pb(pb.sampling)
+    return DraftBlock(key_from_pb(pb.key), pb.root_token, pb.context_len, sampling, ranking)
 
 
 def draft_result_to_pb(result: DraftResult) -> drafter_pb2.DraftResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.requests import FinishReason, GenerationRequest, GenerationStatistics, TokenEvent
+from cluster.requests import FinishReason, GenerationRequest, GenerationStatistics, LatencyClass, TokenEvent
 from cluster.status import error_of
 from cluster.wire.pieces import int32_from_pb, int32_to_pb, sampling_from_pb, sampling_to_pb
 from dflash_core.errors import DFlashError, ErrorCode, Overloaded, ProtocolError
@@ -19,6 +19,8 @@ def generation_to_pb(request: GenerationRequest) -> router_pb2.Generation:
         stop_token_ids=request.stop_token_ids,
         tree_budget=request.tree_budget,
         timeout_ms=request.timeout_ms,
+        latency_class=request.latency_class.value,
+        priority=request.priority,
     )
 
 
@@ -33,7 +35,16 @@ def generation_from_pb(pb: router_pb2.Generation) -> GenerationRequest:
         stop_token_ids=tuple(pb.stop_token_ids),
         tree_budget=pb.tree_budget if pb.HasField("tree_budget") else None,
         timeout_ms=pb.timeout_ms,
+        latency_class=_latency_class_from_pb(pb.latency_class),
+        priority=pb.priority,
     )
+
+
+def _latency_class_from_pb(name: str) -> LatencyClass:
+    try:
+        return LatencyClass(name) if name else LatencyClass.STANDARD
+    except ValueError:
+        raise ProtocolError(f"unknown latency class {name!r}") from None
 
 
 def event_to_pb(event: TokenEvent) -> router_pb2.SequenceTokens:

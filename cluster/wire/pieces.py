@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -46,6 +48,24 @@ def sampling_to_pb(sampling: SamplingParams) -> common_pb2.Sampling:
 def sampling_from_pb(pb: common_pb2.Sampling) -> SamplingParams:
     """Raises `InvalidRequest` for a value outside its range."""
     return SamplingParams(temperature=pb.temperature, top_k=pb.top_k, top_p=pb.top_p, min_p=pb.min_p, seed=pb.seed)
+
+
+def times_to_pb(times_us: Iterable[tuple[int, int]]) -> list[common_pb2.MeasuredTime]:
+    return [common_pb2.MeasuredTime(size=size, time_us=time_us) for size, time_us in times_us]
+
+
+def times_from_pb(pbs: Iterable[common_pb2.MeasuredTime]) -> tuple[tuple[int, int], ...]:
+    """Raises `ProtocolError` unless sizes rise from 1 on."""
+    times = tuple((pb.size, pb.time_us) for pb in pbs)
+    rising_from_pb("sizes of measured times", [size for size, _ in times])
+    return times
+
+
+def rising_from_pb(what: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Raises `ProtocolError` unless they rise from 1 on."""
+    if any(size <= before for before, size in zip((0, *sizes), sizes, strict=False)):
+        raise ProtocolError(f"{what} must be rising and positive, got {list(sizes)}")
+    return tuple(sizes)
 
 
 def tensor_to_pb(raw: RawTensor) -> common_pb2.Tensor:

@@ -8,7 +8,10 @@ from cluster.wire.pieces import (
     internal_sampling_from_pb,
     key_from_pb,
     key_to_pb,
+    rising_from_pb,
     sampling_to_pb,
+    times_from_pb,
+    times_to_pb,
 )
 from dflash_core.contracts import (
     DraftTree,
@@ -39,6 +42,8 @@ def target_info_to_pb(info: TargetInfo) -> router_pb2.TargetInfo:
         max_tree_rows=info.max_tree_rows,
         fingerprint=info.fingerprint,
         epoch=info.epoch,
+        row_sizes=info.row_sizes,
+        round_times=times_to_pb(info.round_times_us),
     )
 
 
@@ -59,6 +64,8 @@ def target_info_from_pb(pb: router_pb2.TargetInfo) -> TargetInfo:
         max_tree_rows=pb.max_tree_rows,
         fingerprint=pb.fingerprint,
         epoch=pb.epoch,
+        row_sizes=rising_from_pb("a target's row_sizes", pb.row_sizes),
+        round_times_us=times_from_pb(pb.round_times),
     )
 
 

@@ -1,95 +1,18 @@
-"""What router, drafters and targets say to each other, as plain frozen types without torch or protobuf.
-
-The wire forms are in `protos/`; `cluster/wire.py` translates between the two. Token ids are int32 arrays.
-Positions count from 0 at the first prompt token.
-"""
+"""Between router and target: rounds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from dflash_core.errors import InvalidRequest
-
-TokenIds = npt.NDArray[np.int32]
+from dflash_core.contracts.common import DraftTree, SamplingParams, SequenceKey, TokenIds
 
 
 def _no_tokens() -> TokenIds:
     return np.empty(0, np.int32)
-
-
-class SequenceKey(NamedTuple):
-    """Names one attempt at one sequence; a lower attempt is dropped everywhere (ARCHITECTURE section 8)."""
-
-    sequence_id: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen. `seed` is the 64-bit seed of this output (`dflash_core.sampling.output_seed`).
-
-    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 and `min_p` 0 are off.
-    Raises `InvalidRequest` for a value outside its range.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature <= 100.0:
-            raise InvalidRequest(f"temperature must lie in [0, 100], got {self.temperature}", param="temperature")
-        if self.top_k < 0:
-            raise InvalidRequest(f"top_k must be 0 (off) or positive, got {self.top_k}", param="top_k")
-        if not 0.0 < self.top_p <= 1.0:
-            raise InvalidRequest(f"top_p must lie in (0, 1], got {self.top_p}", param="top_p")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise InvalidRequest(f"min_p must lie in [0, 1], got {self.min_p}", param="min_p")
-        if not 0 <= self.seed < 2**64:
-            raise InvalidRequest(f"seed must be an unsigned 64-bit number, got {self.seed}", param="seed")
-
-    @property
-    def is_greedy(self) -> bool:
-        return self.temperature == 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class DraftTree:
-    """A draft tree in depth-first preorder, likeliest child first; row 0 is the root at depth 0.
-
-    The two arrays say everything: the parent of a row is the last earlier row with one depth less.
-    """
-
-    token_ids: TokenIds  # [num_rows]
-    depths: npt.NDArray[np.int32]  # [num_rows]
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.token_ids)
-
-    @property
-    def num_nodes(self) -> int:
-        """Nodes without the root, as `tree_budget` counts them."""
-        return len(self.token_ids) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class RawTensor:
-    """A tensor as bytes, little-endian and contiguous, with its dtype's torch name ("float32", "bfloat16", …)."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes | memoryview
-
-
-# --- router ↔ target ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +152,8 @@ class TargetInfo:
     max_tree_rows: int  # most tree rows of one round
     fingerprint: str  # "weights:fc": of the target's weights and of the drafter's fc it applies; empty fc: no features
     epoch: int = 0
+    row_sizes: tuple[int, ...] = ()  # rising; a round's rows are padded to the next of them. Empty: not padded
+    round_times_us: tuple[tuple[int, int], ...] = ()  # (rows, time) of rounds measured at the start, rows rising
 
     @property
     def weights_fingerprint(self) -> str:
@@ -250,106 +175,3 @@ class Target(Protocol):
     async def run_round(self, request: RoundRequest) -> RoundResult:
         """Raises `Unavailable` when the target is gone; the sequences it held are gone with it."""
         ...
-
-
-# --- router ↔ drafter --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class DraftBlock:
-    """Asks for a draft after `root_token`, which stands at position `context_len`."""
-
-    key: SequenceKey
-    root_token: int
-    context_len: int  # committed tokens before the root, whose features the drafter must have
-    sampling: SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class DraftRequest:
-    """`opens` announce sequences before their features come; a new attempt truncates to `context_len`."""
-
-    batch_id: int
-    opens: tuple[tuple[SequenceKey, int], ...] = ()  # (key, context_len the router counts on: 0 for a new sequence)
-    releases: tuple[SequenceKey, ...] = ()
-    blocks: tuple[DraftBlock, ...] = ()
-    wait_ms: int = 1_000  # a block is held until its context is complete, at most this long
-    queued_sequences: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """The drafter's K likeliest tokens per depth, best first. Depth index i stands for position context_len + 1 + i.
-
-    Where the context was incomplete or the block failed, the arrays are empty and `missing_from` or `error` says so.
-    """
-
-    key: SequenceKey
-    context_len: int
-    token_ids: TokenIds  # [depth, K]
-    scores: npt.NDArray[np.float32]  # [depth, K] log-probabilities, falling along K
-    missing_from: int | None = None  # first position whose feature is missing
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DraftResult:
-    batch_id: int
-    drafts: tuple[Draft, ...]
-    stage_times_us: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class DrafterInfo:
-    model: str
-    draft_block_size: int  # depth is one less
-    num_candidates: int  # K
-    hidden_size: int
-    vocab_size: int
-    num_target_layers: int
-    fingerprint: str  # of fc and hidden_norm; must equal the fc part the target applies
-    address: str = ""  # its gRPC endpoint; "" in process
-
-
-class Drafter(Protocol):
-    """A drafter as the router sees it, in process or over gRPC."""
-
-    @property
-    def info(self) -> DrafterInfo: ...
-
-    async def draft(self, request: DraftRequest) -> DraftResult:
-        """Raises `Unavailable` when the drafter is gone."""
-        ...
-
-
-# --- target → drafter --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ContextChunk:
-    """Projected context features of consecutive committed positions."""
-
-    key: SequenceKey
-    start: int
-    features: RawTensor  # [num_tokens, hidden_size]
-
-
-class ContextStatus(Enum):
-    OK = "ok"
-    UNKNOWN = "unknown"  # the sequence was not opened: nothing was stored
-    GAP = "gap"  # start lies beyond what is there: nothing was stored
-    STALE_ATTEMPT = "stale_attempt"
-
-
-@dataclass(frozen=True, slots=True)
-class ContextAck:
-    key: SequenceKey
-    status: ContextStatus
-    context_len: int  # features held after this chunk
-
-
-class ContextSink(Protocol):
-    """Where a target sends context features. Never blocks: what does not fit the queue is dropped, and the drafter's
-    `missing_from` brings it back."""
-
-    def send(self, drafter_address: str, chunks: list[ContextChunk]) -> None: ...

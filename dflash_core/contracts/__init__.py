@@ -1,0 +1,69 @@
+"""What router, drafters and targets say to each other, as plain frozen types without torch or protobuf.
+
+The wire forms are in `protos/`; `cluster/wire` translates between the two. Token ids are int32 arrays. Positions count
+from 0 at the first prompt token.
+"""
+
+from dflash_core.contracts.common import (
+    DraftTree,
+    RawTensor,
+    SamplingParams,
+    SequenceKey,
+    TokenIds,
+)
+from dflash_core.contracts.context import (
+    ContextAck,
+    ContextChunk,
+    ContextSink,
+    ContextStatus,
+)
+from dflash_core.contracts.drafts import (
+    DEFAULT_RANKING,
+    Draft,
+    DraftBlock,
+    Drafter,
+    DrafterInfo,
+    DraftRanking,
+    DraftRequest,
+    DraftResult,
+)
+from dflash_core.contracts.rounds import (
+    Outcome,
+    OutcomeStatus,
+    Prefill,
+    Refill,
+    RoundRequest,
+    RoundResult,
+    Target,
+    TargetInfo,
+    TreeRows,
+)
+
+__all__ = [
+    "DEFAULT_RANKING",
+    "ContextAck",
+    "ContextChunk",
+    "ContextSink",
+    "ContextStatus",
+    "Draft",
+    "DraftBlock",
+    "DraftRanking",
+    "DraftRequest",
+    "DraftResult",
+    "DraftTree",
+    "Drafter",
+    "DrafterInfo",
+    "Outcome",
+    "OutcomeStatus",
+    "Prefill",
+    "RawTensor",
+    "Refill",
+    "RoundRequest",
+    "RoundResult",
+    "SamplingParams",
+    "SequenceKey",
+    "Target",
+    "TargetInfo",
+    "TokenIds",
+    "TreeRows",
+]

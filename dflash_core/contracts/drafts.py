@@ -1,0 +1,101 @@
+"""Between router and drafter: blocks to draft, and drafts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dflash_core.contracts.common import SamplingParams, SequenceKey, TokenIds
+from dflash_core.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRanking:
+    """How a drafter ranks the candidates of a sampled block: what pays is learned (ARCHITECTURE section 1).
+
+    Nothing of it matters for a greedy block.
+    """
+
+    uses_noise: bool = True  # with the noise that the target will add
+    truncation_penalty: float = 2.0  # nats less for a token outside the drafter's own top-k, top-p, min-p
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.truncation_penalty <= 1_000.0:
+            raise InvalidRequest(
+                f"truncation_penalty must lie in [0, 1000], got {self.truncation_penalty}", param="truncation_penalty"
+            )
+
+
+DEFAULT_RANKING = DraftRanking()
+
+
+@dataclass(frozen=True, slots=True)
+class DraftBlock:
+    """Asks for a draft after `root_token`, which stands at position `context_len`."""
+
+    key: SequenceKey
+    root_token: int
+    context_len: int  # committed tokens before the root, whose features the drafter must have
+    sampling: SamplingParams
+    ranking: DraftRanking = DEFAULT_RANKING
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """`opens` announce sequences before their features come; a new attempt truncates to `context_len`."""
+
+    batch_id: int
+    opens: tuple[tuple[SequenceKey, int], ...] = ()  # (key, context_len the router counts on: 0 for a new sequence)
+    releases: tuple[SequenceKey, ...] = ()
+    blocks: tuple[DraftBlock, ...] = ()
+    wait_ms: int = 1_000  # a block is held until its context is complete, at most this long
+    queued_sequences: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The drafter's K likeliest tokens per depth, best first. Depth index i stands for position context_len + 1 + i.
+
+    Where the context was incomplete or the block failed, the arrays are empty and `missing_from` or `error` says so.
+    """
+
+    key: SequenceKey
+    context_len: int
+    token_ids: TokenIds  # [depth, K]
+    scores: npt.NDArray[np.float32]  # [depth, K] log-probabilities, falling along K
+    missing_from: int | None = None  # first position whose feature is missing
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftResult:
+    batch_id: int
+    drafts: tuple[Draft, ...]
+    stage_times_us: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterInfo:
+    model: str
+    draft_block_size: int  # depth is one less
+    num_candidates: int  # K
+    hidden_size: int
+    vocab_size: int
+    num_target_layers: int
+    fingerprint: str  # of fc and hidden_norm; must equal the fc part the target applies
+    address: str = ""  # its gRPC endpoint; "" in process
+    draft_times_us: tuple[tuple[int, int], ...] = ()  # (blocks, time) of drafts measured at the start, blocks rising
+
+
+class Drafter(Protocol):
+    """A drafter as the router sees it, in process or over gRPC."""
+
+    @property
+    def info(self) -> DrafterInfo: ...
+
+    async def draft(self, request: DraftRequest) -> DraftResult:
+        """Raises `Unavailable` when the drafter is gone."""
+        ...
