@@ -6,7 +6,8 @@ from cluster.requests import Strategy
 from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
 from dflash_core.contracts import DraftTree
-from dflash_core.trees.build import UNLIMITED_WIDTH, TreeCandidates, build_trees, warm_up
+from dflash_core.trees.acceptance import AcceptanceModel
+from dflash_core.trees.build import UNLIMITED_WIDTH, NodeBudget, TreeBuilder, TreeCandidates
 from dflash_core.trees.structure import root_only
 
 # A sequence whose drafts are good may take this many times its share of the pool from those whose drafts are not.
@@ -18,8 +19,7 @@ class TreePlanner:
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
-        if settings.strategy is not Strategy.NONE:
-            warm_up()
+        self._builder = TreeBuilder(AcceptanceModel(), None)
 
     def budget(self, sequence: Sequence) -> int:
         """Nodes that this sequence adds to the pool of a round."""
@@ -58,6 +58,7 @@ class TreePlanner:
             homes.append(index)
             pool += budget
         if candidates:
-            for index, tree in zip(homes, build_trees(candidates, min(pool, max_nodes)), strict=True):
+            batch = self._builder.build(candidates, NodeBudget.of(min(pool, max_nodes)))
+            for index, tree in zip(homes, batch.trees, strict=True):
                 trees[index] = tree
         return [tree for tree in trees if tree is not None]

@@ -1,0 +1,68 @@
+"""How often a node is accepted given its path, learned online from what targets accepted.
+
+DDTree (arXiv 2604.12989) scores a path by the product of the drafter's per-depth probabilities. These are marginals:
+they know nothing of the path, and their scale is not that of acceptance. Here each factor is a logistic regression on
+the drafter's logit, by depth, rank, whether the path has left the spine, the context (temperature, truncation, noise),
+and one thing that the drafter cannot know of a path: how the sequence went on where it had the path's last tokens
+before. A context starts neutral (the probability is the drafter's own) and stays there where nothing is to be gained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dflash_core.contracts import DraftRanking, SamplingParams
+from dflash_core.errors import InvalidSettings
+from dflash_core.trees.scoring import DEPTH_SLOPE, NUM_BUCKETS, NUM_KINDS, Doubles
+
+# Temperatures of the classes after the greedy one: up to these, and above.
+_TEMPERATURES = (0.5, 0.9)
+NUM_CLASSES = 1 + 4 * (len(_TEMPERATURES) + 1)
+_FORM = 1  # of the saved state
+
+
+def context_class(sampling: SamplingParams, ranking: DraftRanking) -> int:
+    """Contexts that share their parameters: greedy, or a range of temperature × truncated × ranked with the noise."""
+    if sampling.is_greedy:
+        return 0
+    temperature = sum(sampling.temperature > limit for limit in _TEMPERATURES)
+    is_truncated = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    return 1 + 4 * temperature + 2 * is_truncated + ranking.uses_noise
+
+
+class AcceptanceModel:
+    """The parameters of every context class, and the running sums of squared gradients that set their steps."""
+
+    def __init__(self) -> None:
+        self.parameters: Doubles = np.zeros((NUM_CLASSES, 2, NUM_KINDS, NUM_BUCKETS))
+        self.parameters[:, :, DEPTH_SLOPE] = 1.0
+        self.squares: Doubles = np.zeros_like(self.parameters)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `from_dict` takes: for keeping what was learned of a pair."""
+        return {
+            "form": _FORM,
+            "parameters": np.round(self.parameters, 5).tolist(),
+            "squares": np.round(self.squares, 3).tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> AcceptanceModel:
+        """Raises `InvalidSettings` for anything that `as_dict` did not make."""
+        model = cls()
+        if saved.get("form") != _FORM:
+            raise InvalidSettings(f"learned acceptance must have form {_FORM}, got {saved.get('form')!r}")
+        for name in ("parameters", "squares"):
+            try:
+                values = np.array(saved.get(name), dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise InvalidSettings(f"learned acceptance: {name} are no numbers: {error}") from None
+            if values.shape != model.parameters.shape or not np.isfinite(values).all():
+                raise InvalidSettings(
+                    f"learned acceptance: {name} must be finite numbers of shape {model.parameters.shape}, got shape "
+                    f"{values.shape}"
+                )
+            getattr(model, name)[:] = values
+        return model
