@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from itertools import count
 from typing import Protocol
 
+from cluster.router.clock import now
 from cluster.router.committing import SequenceKeeper, commit_round
 from cluster.router.drafting import DrafterPool, DraftStage
 from cluster.router.links import TargetLink
@@ -42,12 +42,12 @@ class RoundLoop:
         try:
             while not self._link.is_lost:
                 if not self._has_work:
-                    with self._timings.stage(IDLE):
+                    with self._timings.wait(IDLE):
                         await self._work()
                 plan = self._plan()
                 if not plan.is_empty:
                     await self._verify_and_commit(plan)
-                with self._timings.stage(DRAFT):
+                with self._timings.wait(DRAFT):
                     await self._draft_stage.run()
         finally:
             self._draft_stage.close()
@@ -67,10 +67,10 @@ class RoundLoop:
 
     async def _verify_and_commit(self, plan: RoundPlan) -> None:
         try:
-            with self._timings.stage(VERIFY):
+            with self._timings.wait(VERIFY):
                 result = await self._link.target.run_round(plan.request)
             with self._timings.stage(COMMIT):
-                commit_round(self._link, plan, result, self._host, self._timings, time.monotonic())
+                commit_round(self._link, plan, result, self._host, self._timings, now())
             self._timings.add_all("target", result.stage_times_us)
         except Unavailable as error:
             self._host.target_lost(self._link, error.message)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections import deque
 from functools import partial
 from itertools import count
@@ -14,6 +13,7 @@ import numpy as np
 
 from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics, TokenEvent
 from cluster.router.admission import check_request
+from cluster.router.clock import now
 from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.pairing import check_fits_any, check_same_model, is_paired
 from cluster.router.rounds import RoundLoop
@@ -132,7 +132,7 @@ class Router:
             request=request,
             sink=sink,
             key=SequenceKey(f"{request.sequence_id}.{self._name}.{next(self._numbers)}", FIRST_ATTEMPT),
-            submitted_at=time.monotonic(),
+            submitted_at=now(),
             token_ids=np.asarray(request.token_ids).tolist(),
         )
         finish = _finished_before(sequence)
@@ -155,7 +155,7 @@ class Router:
         if sequence is None:
             return None
         self.finish(sequence)
-        return sequence.statistics(time.monotonic())
+        return sequence.statistics(now())
 
     def release_client(self, sink: EventSink) -> None:
         """Cancels all sequences of a client that is gone."""
@@ -247,7 +247,7 @@ class Router:
             sequence.stop_failover_timer()
             sequence.phase = Phase.PREFILLING
             if sequence.admitted_at is None:
-                sequence.admitted_at = time.monotonic()
+                sequence.admitted_at = now()
             min(roomy, key=lambda link: len(link.sequences)).admit(sequence)
 
     def target_lost(self, link: TargetLink, reason: str) -> None:

@@ -7,9 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from cluster.router.clock import now
+
 # The router's own stages. A target's and a drafter's come with their answers, as "target.…" and "drafter.…".
+# Work, timed by the machine's clock:
 PLAN = "router.plan"  # building trees and the request
 COMMIT = "router.commit"  # applying outcomes and handing out tokens
+# Waits, timed by the event loop's:
 VERIFY = "round.verify"  # request sent until result received
 DRAFT = "round.draft"  # draft requests sent until the round goes on
 IDLE = "round.idle"  # nothing to do
@@ -55,11 +59,21 @@ class RoundTimings:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Times work of this process, whatever clock the event loop has."""
         begin = time.perf_counter_ns()
         try:
             yield
         finally:
             self.add(name, (time.perf_counter_ns() - begin) // 1000)
+
+    @contextmanager
+    def wait(self, name: str) -> Iterator[None]:
+        """Times waiting for others, by the clock of the running event loop."""
+        begin = now()
+        try:
+            yield
+        finally:
+            self.add(name, round((now() - begin) * 1e6))
 
     def reset(self) -> None:
         self.stages.clear()
