@@ -51,7 +51,7 @@ class EventBatch:
             sink.put(events)
 
 
-def check_result(plan: RoundPlan, result: RoundResult) -> None:
+def check_result(link: TargetLink, plan: RoundPlan, result: RoundResult) -> None:
     """Raises `ProtocolError` unless the outcomes are those of the plan, in its order, and the oldest may go on."""
     wanted = [prefill.key for prefill in plan.request.prefills] + [tree.key for tree in plan.request.trees]
     got = [outcome.key for outcome in result.outcomes]
@@ -62,8 +62,10 @@ def check_result(plan: RoundPlan, result: RoundResult) -> None:
         raise ProtocolError(
             f"round {result.round_id}: {sorted(out_of_blocks)} are out of blocks, {sorted(result.preempted)} preempted"
         )
-    if got and len(out_of_blocks) == len(got):
-        # The oldest on the target is among them. Were it preempted, everybody might be, round after round.
+    if got and len(out_of_blocks) == len(got) and not any(
+        sequence.cached_len > 0 and sequence.key not in out_of_blocks for sequence in link.sequences
+    ):
+        # Nobody else holds blocks. Were the oldest on the target preempted, everybody might be, round after round.
         raise ProtocolError(f"round {result.round_id}: all of {got} are out of blocks, nobody can go on")
 
 
@@ -76,7 +78,7 @@ def commit_round(
     now: float,
 ) -> None:
     """Raises `ProtocolError` before anything is committed when the result does not answer the plan."""
-    check_result(plan, result)
+    check_result(link, plan, result)
     link.free_blocks = result.free_blocks
     _preempt(link, result, keeper, timings)
     pieces: tuple[Prefill | TreeRows, ...] = (*plan.request.prefills, *plan.request.trees)

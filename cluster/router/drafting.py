@@ -7,9 +7,11 @@ import logging
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cluster.router.clock import now
 from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
+from cluster.router.speculation import Speculation
 from cluster.router.timings import RoundTimings
 from cluster.router.tree_planner import TreePlanner
 from dflash_core.contracts import Draft, DraftBlock, DraftRequest, DraftResult, SequenceKey
@@ -18,12 +20,18 @@ from dflash_core.errors import Unavailable
 logger = logging.getLogger(__name__)
 
 _MOST_SKIPPED_ROUNDS = 15
+# Of a drafter's answers, those that are there when one may be expected, and nearly all. With some slack, since what is
+# cut off at a measured p95 is one answer in twenty that was on time.
+_EXPECTED_SHARE, _LATE_SHARE = 0.5, 0.95
+_SLACK = 1.5
 
 
 class DrafterPool(Protocol):
     """The part of the router that this stage needs."""
 
-    def choose_drafter(self, target: TargetLink) -> DrafterLink | None: ...
+    def choose_drafter(self, target: TargetLink) -> DrafterLink | None:
+        """The least used one that understands this target, a slow one only where all are."""
+        ...
 
     def drafter_lost(self, link: DrafterLink, reason: str) -> None: ...
 
@@ -44,10 +52,16 @@ class _Order:
 class _InFlight:
     task: asyncio.Task[DraftResult]
     order: _Order
+    sent_at: float
+    done_at: float | None = None
+    was_late: bool = False  # a round has gone on without it
+
+    def note_end(self, _: asyncio.Task[DraftResult]) -> None:
+        self.done_at = now()
 
 
 class DraftStage:
-    """One per round loop. At most one request is in flight per drafter: a straggler is not sent more work.
+    """One per micro-batch. At most one request is in flight per drafter: a straggler is not sent more work.
 
     What a drafter answers never changes a token; it changes how many come per round.
     """
@@ -57,23 +71,46 @@ class DraftStage:
         target: TargetLink,
         pool: DrafterPool,
         planner: TreePlanner,
+        speculation: Speculation,
         settings: RouterSettings,
         timings: RoundTimings,
     ) -> None:
         self._target = target
         self._pool = pool
         self._planner = planner
+        self._speculation = speculation
         self._settings = settings
         self._timings = timings
         self._in_flight: dict[DrafterLink, _InFlight] = {}
 
-    async def run(self) -> None:
-        """Returns once every drafter asked now has answered, or `draft_timeout_ms` is over."""
+    def ask(self, sequences: list[Sequence]) -> int:
+        """Announces newcomers and asks for the drafts that pay; returns how many blocks were asked for."""
         self._collect_finished()
-        awaited = [self._send(link, order) for link, order in self._orders().items()]
-        if awaited:
-            await asyncio.wait(awaited, timeout=self._settings.draft_timeout_ms / 1e3)
-            self._collect_finished()
+        orders = self._orders(sequences)
+        for link, order in orders.items():
+            self._send(link, order)
+        return sum(len(order.blocks) for order in orders.values())
+
+    async def wait(self) -> None:
+        """Until every drafter asked last has answered, or waiting for the rest pays no more.
+
+        First to the time at which a drafter's answer is to be expected. Then, where the drafts that are missing are
+        worth more than what the target could write meanwhile, to the time within which nearly all of its answers
+        come; at most `draft_timeout_ms`.
+        """
+        for share in (_EXPECTED_SHARE, _LATE_SHARE):
+            awaited = self._awaited()
+            if not awaited:
+                break
+            remaining = max(self._time_left(link, entry, share) for link, entry in awaited.items())
+            if share == _LATE_SHARE and not self._speculation.is_worth_waiting(self._missing(awaited), remaining):
+                break
+            if remaining > 0.0:
+                await asyncio.wait([entry.task for entry in awaited.values()], timeout=remaining)
+                self._collect_finished()
+        for link, entry in self._awaited().items():
+            entry.was_late = True
+            link.num_late += 1
 
     def close(self) -> None:
         """What is on its way goes on: it may carry releases."""
@@ -81,11 +118,36 @@ class DraftStage:
             link.let_finish(entry.task)
         self._in_flight.clear()
 
+    # --- waiting
+
+    def _awaited(self) -> dict[DrafterLink, _InFlight]:
+        """Asked for this round. A straggler of an earlier one is not waited for again."""
+        return {
+            link: entry
+            for link, entry in self._in_flight.items()
+            if not entry.was_late and not entry.task.done() and (entry.order.blocks or entry.order.opens)
+        }
+
+    def _time_left(self, link: DrafterLink, entry: _InFlight, share: float) -> float:
+        """Seconds until such a share of its answers would be there, with some slack for those that are on time."""
+        num_blocks = max(1, len(entry.order.blocks))
+        patience = min(_SLACK * link.times.quantile(num_blocks, share), self._settings.draft_timeout_ms / 1e3)
+        return entry.sent_at + patience - now()
+
+    def _missing(self, awaited: dict[DrafterLink, _InFlight]) -> list[Sequence]:
+        return [
+            sequence
+            for entry in awaited.values()
+            for sequence in entry.order.sequences.values()
+            if sequence.phase is Phase.RUNNING
+        ]
+
     # --- asking
 
-    def _orders(self) -> dict[DrafterLink, _Order]:
+    def _orders(self, sequences: list[Sequence]) -> dict[DrafterLink, _Order]:
         orders: dict[DrafterLink, _Order] = {}
-        for sequence in self._target.sequences:
+        ready: list[Sequence] = []
+        for sequence in sequences:
             self._settle_drafter(sequence)
             sequence.is_announced = True
             link = sequence.drafter
@@ -95,20 +157,30 @@ class DraftStage:
                 self._open(sequence, orders.setdefault(link, _Order()))
                 if sequence.refill_from is not None:
                     continue  # its features come with the next round: a block would only wait for them
-            if sequence.phase is Phase.RUNNING and self._planner.wants_draft(sequence):
-                if sequence.skip_drafts > 0:
-                    sequence.skip_drafts -= 1
-                elif sequence.refill_from is None:
-                    self._ask(sequence, orders.setdefault(link, _Order()))
+            if sequence.phase is not Phase.RUNNING:
+                continue
+            if sequence.skip_drafts > 0:
+                sequence.skip_drafts -= 1
+            elif sequence.refill_from is None:
+                ready.append(sequence)
+        for sequence in self._speculation.choose_drafted(ready, len(sequences)):
+            assert sequence.drafter is not None, f"{sequence.key} is ready without a drafter"
+            self._ask(sequence, orders.setdefault(sequence.drafter, _Order()))
         return orders
 
     def _settle_drafter(self, sequence: Sequence) -> None:
-        """Sequences stick to their drafter while it lives, and move when it is gone."""
-        if sequence.drafter is not None:
-            if not sequence.drafter.is_lost:
+        """Sequences stick to their drafter, and move when it is gone, or slow while another one is not."""
+        held = sequence.drafter
+        if held is not None:
+            if not (held.is_lost or held.is_slow):
                 return
+            if not held.is_lost:
+                other = self._pool.choose_drafter(self._target)
+                if other is None or other.is_slow:
+                    return
+                logger.info("sequence %s leaves drafter %r, which is slow", sequence.key, held.address)
             sequence.leave_drafter()
-        if self._planner.wants_draft(sequence):
+        if self._planner.most_nodes(sequence) > 0:
             link = self._pool.choose_drafter(self._target)
             if link is not None:
                 sequence.join_drafter(link)
@@ -122,11 +194,18 @@ class DraftStage:
 
     def _ask(self, sequence: Sequence, order: _Order) -> None:
         order.sequences[sequence.key] = sequence
+        sequence.ranking = self._planner.ranking(sequence)
         order.blocks.append(
-            DraftBlock(sequence.key, sequence.token_ids[-1], sequence.root_position, sequence.request.sampling)
+            DraftBlock(
+                sequence.key,
+                sequence.token_ids[-1],
+                sequence.root_position,
+                sequence.request.sampling,
+                sequence.ranking,
+            )
         )
 
-    def _send(self, link: DrafterLink, order: _Order) -> asyncio.Task[DraftResult]:
+    def _send(self, link: DrafterLink, order: _Order) -> None:
         request = DraftRequest(
             batch_id=next(link.batch_ids),
             opens=tuple(order.opens),
@@ -136,8 +215,8 @@ class DraftStage:
             queued_sequences=self._pool.num_waiting,
         )
         task = asyncio.ensure_future(link.drafter.draft(request))
-        self._in_flight[link] = _InFlight(task, order)
-        return task
+        entry = self._in_flight[link] = _InFlight(task, order, now())
+        task.add_done_callback(entry.note_end)
 
     # --- taking the answers
 
@@ -156,6 +235,10 @@ class DraftStage:
                     self._needs_refill(sequence, link, 0, f"{error}")
                     sequence.drafter_knows = False
                 continue
+            ended_at = now() if entry.done_at is None else entry.done_at
+            link.times.observe(len(entry.order.blocks), ended_at - entry.sent_at)
+            if not entry.was_late:
+                link.num_late = 0
             self._timings.add_all("drafter", result.stage_times_us)
             for draft in result.drafts:
                 sequence_or_none = entry.order.sequences.get(draft.key)

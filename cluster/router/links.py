@@ -7,10 +7,13 @@ import logging
 from itertools import count
 
 from cluster.router.admission import fits
+from cluster.router.latency import DraftTimeModel
 from cluster.router.sequence import Sequence
 from dflash_core.contracts import Drafter, DrafterInfo, DraftRequest, DraftResult, SequenceKey, Target, TargetInfo
 
 logger = logging.getLogger(__name__)
+
+MOST_LATE_ROUNDS = 3
 
 
 class TargetLink:
@@ -70,7 +73,7 @@ class TargetLink:
     def drop(self, sequence: Sequence) -> None:
         """Forgets a sequence that the target does not hold."""
         del self.sequences[sequence]
-        sequence.target = None
+        sequence.target = sequence.micro_batch = None
 
     def reopen(self, sequence: Sequence) -> None:
         """The target will hold it anew, as the youngest. Its blocks count as held until the target tells."""
@@ -88,11 +91,13 @@ class TargetLink:
 
 
 class DrafterLink:
-    """One drafter and how many sequences stick to it."""
+    """One drafter, how many sequences stick to it, and how long its answers take."""
 
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
         self.info: DrafterInfo = drafter.info
+        self.times = DraftTimeModel(self.info.draft_times_us)
+        self.num_late = 0  # rounds in a row that went on without its drafts
         self.num_sequences = 0
         self.is_lost = False
         self.batch_ids = count(1)
@@ -102,6 +107,11 @@ class DrafterLink:
     @property
     def address(self) -> str:
         return self.info.address
+
+    @property
+    def is_slow(self) -> bool:
+        """Its sequences had better move to another one."""
+        return self.num_late >= MOST_LATE_ROUNDS
 
     def release(self, key: SequenceKey) -> None:
         """Goes with the next request, or by itself within this turn of the event loop."""

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cluster.router.latency import RoundLoad
 from cluster.router.links import TargetLink
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
-from cluster.router.tree_planner import TreePlanner
+from cluster.router.speculation import Speculation
+from cluster.router.tree_planner import PlannedTrees, TreePlanner
 from dflash_core.contracts import Prefill, Refill, RoundRequest, TreeRows
+from dflash_core.trees.build import NodeBudget
 
 _NOTHING = np.empty(0, dtype=np.int32)
 
@@ -21,6 +24,7 @@ class RoundPlan:
 
     request: RoundRequest
     sequences: tuple[Sequence, ...]
+    planned: PlannedTrees
 
     @property
     def is_empty(self) -> bool:
@@ -28,21 +32,29 @@ class RoundPlan:
 
 
 def plan_round(
-    round_id: int, link: TargetLink, planner: TreePlanner, settings: RouterSettings, num_waiting: int
+    round_id: int,
+    link: TargetLink,
+    sequences: list[Sequence],
+    speculation: Speculation,
+    planner: TreePlanner,
+    settings: RouterSettings,
+    num_waiting: int,
 ) -> RoundPlan:
     """Fills `max_rows`: a root of every running sequence first, then prefill chunks, then draft nodes.
 
-    Prefill comes before nodes, since a node is a guess and a prompt token is not.
+    Prefill comes before nodes, since a node is a guess and a prompt token is not. `sequences` are those of the
+    micro-batch, in the order in which the target opened them.
     """
-    ready = [sequence for sequence in link.sequences if sequence.is_announced]
+    ready = [sequence for sequence in sequences if sequence.is_announced]
     running = [sequence for sequence in ready if sequence.phase is Phase.RUNNING]
     rows_left = link.info.max_rows - len(running)
     prefilling, prefills = _prefill_chunks(ready, min(rows_left, settings.prefill_chunk_tokens))
     rows_left -= sum(len(prefill.token_ids) for prefill in prefills)
     max_nodes = min(rows_left, link.info.max_tree_rows - len(running))
+    planned = _plan_trees(running, prefills, speculation, planner, max_nodes)
     trees = tuple(
         TreeRows(sequence.key, sequence.root_position, tree)
-        for sequence, tree in zip(running, planner.build(running, max_nodes), strict=True)
+        for sequence, tree in zip(running, planned.trees, strict=True)
     )
     request = RoundRequest(
         round_id=round_id,
@@ -55,7 +67,29 @@ def plan_round(
     )
     for sequence in running:
         sequence.draft = None  # good for this root only
-    return RoundPlan(request, (*prefilling, *running))
+    return RoundPlan(request, (*prefilling, *running), planned)
+
+
+def _plan_trees(
+    running: list[Sequence],
+    prefills: tuple[Prefill, ...],
+    speculation: Speculation,
+    planner: TreePlanner,
+    max_nodes: int,
+) -> PlannedTrees:
+    drafted = planner.drafted(running)
+    if not drafted:
+        return planner.build(running, (), NodeBudget.of(0))
+    root_context = sum(sequence.root_position for sequence in running)
+    chunks = RoundLoad.planned(prefills, ())
+    fixed = RoundLoad(
+        chunks.num_rows + len(running),
+        chunks.num_sequences + len(running),
+        chunks.context_tokens + root_context,
+        chunks.context_rows + root_context,
+    )
+    budget = speculation.node_budget(fixed, root_context / len(running), drafted, len(running), max_nodes)
+    return planner.build(running, drafted, budget)
 
 
 def _prefill_chunks(ready: list[Sequence], max_tokens: int) -> tuple[list[Sequence], tuple[Prefill, ...]]:

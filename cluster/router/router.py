@@ -16,10 +16,11 @@ from cluster.router.admission import check_request
 from cluster.router.clock import now
 from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.pairing import check_fits_any, check_same_model, is_paired
-from cluster.router.rounds import RoundLoop
+from cluster.router.rounds import TargetRounds
 from cluster.router.sequence import FIRST_ATTEMPT, Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.timings import RoundTimings
+from cluster.router.tree_planner import TreePlanner
 from dflash_core.contracts import Drafter, SequenceKey, Target, TargetInfo
 from dflash_core.errors import DeadlineExceeded, DFlashError, Overloaded, Unavailable
 
@@ -38,6 +39,7 @@ class Router:
     def __init__(self, settings: RouterSettings | None = None) -> None:
         self.settings = settings or RouterSettings()
         self.timings = RoundTimings()
+        self._planner = TreePlanner(self.settings)
         self._targets: dict[Target, TargetLink] = {}
         self._drafters: dict[Drafter, DrafterLink] = {}
         self._tasks: dict[TargetLink, asyncio.Task[None]] = {}
@@ -87,7 +89,7 @@ class Router:
         self._targets[target] = link
         for drafter in self._drafters.values():
             is_paired(link.info, drafter.info)
-        rounds = RoundLoop(link, self, self.settings, self.timings)
+        rounds = TargetRounds(link, self, self._planner, self.settings, self.timings)
         task = asyncio.create_task(rounds.run(), name=f"rounds of {link.info.model}")
         task.add_done_callback(partial(self._rounds_ended, link))
         self._tasks[link] = task
@@ -183,6 +185,7 @@ class Router:
         sequence.phase = Phase.DONE
         sequence.stop_timers()
         sequence.leave_drafter()
+        self._planner.forget(sequence)
         if sequence.target is not None:
             sequence.target.remove(sequence)
         del self._sequences[sequence.sink, sequence.request.sequence_id]
@@ -227,12 +230,12 @@ class Router:
     # --- placement: RoundHost
 
     def choose_drafter(self, target: TargetLink) -> DrafterLink | None:
-        """The least used drafter that understands this target's features."""
+        """The least used one that understands this target's features, a slow one only where all are."""
         fc_fingerprint = target.info.fc_fingerprint
         if not fc_fingerprint:
             return None
         fitting = [link for link in self._drafters.values() if link.info.fingerprint == fc_fingerprint]
-        return min(fitting, key=lambda link: link.num_sequences, default=None)
+        return min(fitting, key=lambda link: (link.is_slow, link.num_sequences), default=None)
 
     def place_waiting(self) -> None:
         """First come, first served: the head of the queue goes to the target with the fewest sequences."""

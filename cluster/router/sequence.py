@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics
-from dflash_core.contracts import Draft, SequenceKey, TokenIds
+from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, SequenceKey, TokenIds
 
 if TYPE_CHECKING:
     from cluster.router.links import DrafterLink, TargetLink
@@ -45,7 +45,12 @@ class Sequence:
     is_announced: bool = False  # a draft stage has seen this attempt: its drafter, if any, knows of it
     cached_len: int = 0  # tokens of this attempt in the target's KV
     num_hit_tokens: int = 0  # of them, those that the prefix cache had: their blocks may be others' too
+    micro_batch: int | None = None  # of its target's, the one whose rounds it is in
     draft: Draft | None = None  # for the present root
+    ranking: DraftRanking = DEFAULT_RANKING  # of the draft asked for last
+    gain: float | None = None  # tokens per round that its drafts bring, lately; None: nothing was seen yet
+    history: int = -1  # its slot in the planner's histories; −1: none
+    num_told: int = 0  # of its tokens, those that the history has
     refill_from: int | None = None  # first position whose feature the drafter lacks; goes with the next round
     skip_drafts: int = 0  # rounds to go on with the root alone, while a refill is on its way
     num_refills: int = 0  # in a row, without a draft in between

@@ -12,18 +12,29 @@ from dflash_core.errors import InvalidSettings
 class RouterSettings:
     """Raises `InvalidSettings` for a value outside its range.
 
-    tree_budget: nodes per sequence and round without the root. The budgets of all sequences of a round are one pool
-        that goes to the likeliest nodes of all; a request's own `tree_budget` is also its upper limit.
+    tree_budget: nodes per sequence and round without the root; None: as many as pay, which may be none. What all
+        sequences of a round get together goes to the likeliest nodes of all. A request's own `tree_budget` is its
+        upper limit.
+    max_tree_nodes, min_tree_nodes: of one sequence where tree_budget is None. A floor above 0 trades the rate of all
+        for that of those whose drafts are poor.
+    learns_acceptance: nodes are scored by how often such nodes were accepted; False: by the drafter's probability.
+    micro_batches: most rounds in flight per target. With two, a target verifies one half of its sequences while the
+        others are drafted, where that pays.
     max_running: most sequences in one target's rounds. max_waiting: longer queues answer `Overloaded`.
     prefill_chunk_tokens: most prompt tokens of one round, all sequences together.
     draft_wait_ms: how long a drafter may hold a block whose context features have not arrived.
-    draft_timeout_ms: how long a round waits for its drafts; later ones go in with the root alone.
+    draft_timeout_ms: how long a round waits for its drafts at most; it waits as long as that pays. Later ones go in
+        with the root alone.
     failover_timeout_s: how long sequences wait for a target after theirs was lost.
     max_retries: how often one sequence is prefilled again after a fault before its request fails. Preemption is none.
     """
 
     strategy: Strategy = Strategy.DRAFT_TREES
-    tree_budget: int = 32
+    tree_budget: int | None = None
+    max_tree_nodes: int = 256
+    min_tree_nodes: int = 0
+    learns_acceptance: bool = True
+    micro_batches: int = 2
     max_running: int = 256
     max_waiting: int = 1024
     prefill_chunk_tokens: int = 512
@@ -36,6 +47,9 @@ class RouterSettings:
     def __post_init__(self) -> None:
         least = {
             "tree_budget": 0,
+            "max_tree_nodes": 1,
+            "min_tree_nodes": 0,
+            "micro_batches": 1,
             "max_running": 1,
             "max_waiting": 1,
             "prefill_chunk_tokens": 1,
@@ -47,5 +61,12 @@ class RouterSettings:
         }
         for name, lowest in least.items():
             value = getattr(self, name)
-            if value < lowest:
+            if value is not None and value < lowest:
                 raise InvalidSettings(f"{name} must be at least {lowest}, got {value}", param=name)
+        if self.micro_batches > 2:
+            raise InvalidSettings(f"micro_batches must be 1 or 2, got {self.micro_batches}", param="micro_batches")
+        if self.min_tree_nodes > self.max_tree_nodes:
+            raise InvalidSettings(
+                f"min_tree_nodes {self.min_tree_nodes} exceeds max_tree_nodes {self.max_tree_nodes}",
+                param="min_tree_nodes",
+            )

@@ -13,6 +13,7 @@ from cluster.router.clock import now
 # Work, timed by the machine's clock:
 PLAN = "router.plan"  # building trees and the request
 COMMIT = "router.commit"  # applying outcomes and handing out tokens
+LEARN = "router.learn"  # from what became of the trees, while the drafters are at the next ones
 # Waits, timed by the event loop's:
 VERIFY = "round.verify"  # request sent until result received
 DRAFT = "round.draft"  # draft requests sent until the round goes on
@@ -44,6 +45,8 @@ class RoundTimings:
     tree_nodes: int = 0  # without roots
     output_tokens: int = 0
     preemptions: int = 0
+    expected_tokens: float = 0.0  # of the trees that had a draft, when they were built
+    drafted_tokens: int = 0  # that came of them: accepted ones and the bonus tokens
 
     def add(self, stage: str, duration_us: int) -> None:
         entry = self.stages.get(stage)
@@ -78,4 +81,5 @@ class RoundTimings:
     def reset(self) -> None:
         self.stages.clear()
         self.rounds = self.prefill_tokens = self.hit_tokens = 0
-        self.tree_sequences = self.tree_nodes = self.output_tokens = self.preemptions = 0
+        self.tree_sequences = self.tree_nodes = self.output_tokens = self.preemptions = self.drafted_tokens = 0
+        self.expected_tokens = 0.0

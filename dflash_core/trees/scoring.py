@@ -81,7 +81,8 @@ def acceptance(table: Doubles, depth: int, rank: int, match: int, logit: float) 
     place = (min(max(z, -_REACH), _REACH) + _REACH) * _STEPS
     step = int(place)
     below: float = _LOGISTIC[step]
-    return below + (place - step) * (_LOGISTIC[step + 1] - below)
+    above: float = _LOGISTIC[step + 1]
+    return below + (place - step) * (above - below)
 
 
 @jit

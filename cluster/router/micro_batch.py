@@ -1,0 +1,182 @@
+"""One micro-batch of a target: some of its sequences, and their round loop, *plan → verify → commit → draft*."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from cluster.router.clock import now
+from cluster.router.committing import SequenceKeeper, commit_round
+from cluster.router.drafting import DrafterPool, DraftStage
+from cluster.router.latency import RoundLoad
+from cluster.router.links import TargetLink
+from cluster.router.planning import RoundPlan, plan_round
+from cluster.router.sequence import Sequence
+from cluster.router.settings import RouterSettings
+from cluster.router.speculation import Speculation
+from cluster.router.timings import COMMIT, DRAFT, IDLE, LEARN, PLAN, VERIFY, RoundTimings
+from cluster.router.tree_planner import TreePlanner, weight_of
+from dflash_core.contracts import OutcomeStatus, RoundResult
+from dflash_core.errors import DFlashError, Unavailable
+
+logger = logging.getLogger(__name__)
+
+
+class RoundHost(SequenceKeeper, DrafterPool, Protocol):
+    """What a round loop needs of the router around it."""
+
+    def target_lost(self, link: TargetLink, reason: str) -> None: ...
+
+
+class Rounds(Protocol):
+    """What the micro-batches of one target share."""
+
+    @property
+    def next_round_id(self) -> int: ...
+
+    def sequences_of(self, index: int) -> list[Sequence]:
+        """Those of a micro-batch, newcomers dealt out."""
+        ...
+
+    def settle(self, index: int) -> None:
+        """Between two rounds of this micro-batch: moves sequences to where they should be from now on."""
+        ...
+
+    def has_work(self, index: int) -> bool: ...
+
+    async def work(self, index: int) -> None:
+        """Until there is something to do for it, or the target is lost."""
+        ...
+
+    def verified(self, sent_at: float, ended_at: float) -> tuple[float, float | None]:
+        """A round has come back. Seconds that the target was busy with it, and since the round before came back, None
+        where there was nothing to do in between."""
+        ...
+
+
+class MicroBatch:
+    """Everything here belongs to one task, but for what the target's micro-batches share."""
+
+    def __init__(
+        self,
+        index: int,
+        rounds: Rounds,
+        link: TargetLink,
+        host: RoundHost,
+        planner: TreePlanner,
+        speculation: Speculation,
+        settings: RouterSettings,
+        timings: RoundTimings,
+    ) -> None:
+        self._index = index
+        self._rounds = rounds
+        self._link = link
+        self._host = host
+        self._planner = planner
+        self._speculation = speculation
+        self._settings = settings
+        self._timings = timings
+        self._draft_stage = DraftStage(link, host, planner, speculation, settings, timings)
+
+    async def run(self) -> None:
+        """Ends when the target is lost, or by cancellation."""
+        unlearned: tuple[RoundPlan, RoundResult] | None = None
+        ended_at: float | None = None  # of the round before; None after idling
+        try:
+            while not self._link.is_lost:
+                self._rounds.settle(self._index)
+                if not self._rounds.has_work(self._index):
+                    with self._timings.wait(IDLE):
+                        await self._rounds.work(self._index)
+                    ended_at = None
+                    continue
+                num_blocks = self._draft_stage.ask(self._rounds.sequences_of(self._index))
+                # While the drafters are at it.
+                if unlearned is not None:
+                    self._learn(*unlearned)
+                    unlearned = None
+                with self._timings.wait(DRAFT):
+                    await self._draft_stage.wait()
+                plan = self._plan()
+                if plan.is_empty:  # whoever was here has gone meanwhile
+                    await asyncio.sleep(0)
+                    continue
+                if ended_at is not None:
+                    self._speculation.observe_between(num_blocks, now() - ended_at)
+                result = await self._verify_and_commit(plan)
+                ended_at = None
+                if result is not None:
+                    unlearned, ended_at = (plan, result), now()
+        finally:
+            self._draft_stage.close()
+
+    def _plan(self) -> RoundPlan:
+        with self._timings.stage(PLAN):
+            return plan_round(
+                self._rounds.next_round_id,
+                self._link,
+                self._rounds.sequences_of(self._index),
+                self._speculation,
+                self._planner,
+                self._settings,
+                self._host.num_waiting,
+            )
+
+    async def _verify_and_commit(self, plan: RoundPlan) -> RoundResult | None:
+        """None where the round failed."""
+        try:
+            sent_at = now()
+            with self._timings.wait(VERIFY):
+                result = await self._link.target.run_round(plan.request)
+            verify_s, cycle_s = self._rounds.verified(sent_at, now())
+            with self._timings.stage(COMMIT):
+                commit_round(self._link, plan, result, self._host, self._timings, now())
+        except Unavailable as error:
+            self._host.target_lost(self._link, error.message)
+        except Exception as error:
+            # The round as a whole failed but the target is there. Nobody knows what it committed.
+            logger.exception("round %d failed", plan.request.round_id)
+            self._link.releases.extend(plan.request.releases)
+            reason = error.message if isinstance(error, DFlashError) else repr(error)
+            for sequence in plan.sequences:
+                if sequence.target is self._link:
+                    self._host.prefill_again(sequence, f"its round failed: {reason}")
+        else:
+            self._timings.add_all("target", result.stage_times_us)
+            self._observe_times(plan, result, verify_s, cycle_s)
+            return result
+        return None
+
+    def _observe_times(self, plan: RoundPlan, result: RoundResult, verify_s: float, cycle_s: float | None) -> None:
+        tokens = sum(
+            weight_of(sequence) * (outcome.num_accepted + (outcome.bonus_token >= 0))
+            for sequence, outcome in zip(plan.sequences, result.outcomes, strict=True)
+            if outcome.status is OutcomeStatus.OK
+        )
+        load = RoundLoad.done(plan.request, result)
+        self._speculation.observe_round(load, plan.planned, verify_s, cycle_s, tokens)
+
+    def _learn(self, plan: RoundPlan, result: RoundResult) -> None:
+        """From what the target wrote after each root that had a draft."""
+        planned = plan.planned
+        if planned.batch is None:
+            return
+        with self._timings.stage(LEARN):
+            num_prefills = len(plan.request.prefills)
+            outcomes = {
+                id(sequence): outcome
+                for sequence, outcome in zip(plan.sequences[num_prefills:], result.outcomes[num_prefills:], strict=True)
+                if outcome.status is OutcomeStatus.OK
+            }
+            written: list[list[int]] = []
+            for entry, expected in zip(planned.drafted, planned.batch.expected_tokens.tolist(), strict=True):
+                outcome = outcomes.get(id(entry.sequence))
+                if outcome is None:
+                    written.append([])
+                    continue
+                written.append([*outcome.token_ids.tolist(), outcome.bonus_token])
+                self._speculation.observe_draft(entry.sequence, expected, outcome.num_accepted)
+                self._timings.expected_tokens += expected
+                self._timings.drafted_tokens += outcome.num_accepted + 1
+            self._planner.learn(planned, written)

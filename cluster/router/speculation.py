@@ -1,0 +1,185 @@
+"""What speculation costs and brings on one target: how many nodes a round gets, and who is drafted for.
+
+Of all numbers of nodes (and of all sets of sequences to draft for) the one is taken that maximises
+(expected tokens) − λ · (seconds of the round), λ being the tokens per second that the target writes at this load
+(ARCHITECTURE section 4). No nodes and no drafts are among the choices, so that speculation shrinks to nothing where it
+does not pay; and a little time is set aside to see whether it pays again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.router.latency import DraftTimeModel, RoundLoad, RoundTimeModel
+from cluster.router.links import TargetLink
+from cluster.router.rates import RateMeter
+from cluster.router.sequence import Sequence
+from cluster.router.settings import RouterSettings
+from cluster.router.tree_planner import Drafted, PlannedTrees, TreePlanner, weight_of
+from dflash_core.trees.build import NodeBudget
+
+Doubles = npt.NDArray[np.float64]
+
+_GAIN_STEP = 0.15  # of the moving averages of gains
+_FIRST_GAIN = 1.0  # tokens per round that a draft is thought to bring before any was seen
+_MOST_TRIAL_S = 1.0
+_TRIAL_SHARE = 0.01  # of the time, for drafts that are not thought to pay
+
+
+class Speculation:
+    """Of one target: its times, its rate, and what drafts have brought."""
+
+    def __init__(self, link: TargetLink, settings: RouterSettings, planner: TreePlanner) -> None:
+        info = link.info
+        self._link = link
+        self._settings = settings
+        self._planner = planner
+        self.verify_times = RoundTimeModel(info.row_sizes, info.round_times_us)
+        # From a round's result to the next request: drafting, the network, the router itself.
+        self.draft_times = DraftTimeModel(())  # with drafts
+        self._plain_s = 1e-3  # without
+        self._rates = (RateMeter(), RateMeter())  # with one micro-batch, with two
+        self._mean_gain = _FIRST_GAIN
+        self._nodes_per_draft = 8.0
+        self._drafted_share = 1.0  # of the running sequences
+        self._trial_s = 0.0  # set aside and not used yet
+        self.num_micro_batches = 1
+
+    @property
+    def _load(self) -> int:
+        """Sequences on the target."""
+        return max(1, len(self._link.sequences))
+
+    @property
+    def rate(self) -> float | None:
+        """λ at the present load."""
+        now = self.rate_with(self.num_micro_batches)
+        return self.rate_with(3 - self.num_micro_batches) if now is None else now
+
+    def rate_with(self, num_micro_batches: int) -> float | None:
+        """At the present load; None where it was not seen."""
+        return self._rates[num_micro_batches - 1].rate(self._load)
+
+    def advantage_of_halves(self, num_sequences: int) -> float:
+        """The rate with two micro-batches over that with one, by the times of both."""
+
+        def parts(num: float) -> tuple[float, float]:
+            blocks = num * self._drafted_share
+            rows = min(self._link.info.max_rows, round(num + blocks * self._nodes_per_draft))
+            return self.verify_times.seconds(RoundLoad(rows, round(num), 0.0, 0.0)), self._between(round(blocks))
+
+        verify_all, between_all = parts(num_sequences)
+        verify_half, between_half = parts(num_sequences / 2)
+        return (verify_all + between_all) / max(2.0 * verify_half, verify_half + between_half)
+
+    # --- nodes
+
+    def node_budget(
+        self, fixed: RoundLoad, mean_context: float, drafted: tuple[Drafted, ...], num_roots: int, most_nodes: int
+    ) -> NodeBudget:
+        """What nodes cost, or how many there are where that is fixed.
+
+        Args:
+            fixed: the round without nodes. mean_context: of the roots.
+            most_nodes: what the target's rows leave.
+        """
+        if self._settings.tree_budget is not None:
+            pool = sum(self._planner.share(entry.sequence) for entry in drafted)
+            return NodeBudget.of(min(pool, most_nodes))
+        most = min(most_nodes, sum(self._planner.most_nodes(entry.sequence) for entry in drafted))
+        table = self.verify_times.table(fixed.num_rows + most, fixed, mean_context)
+        seconds = self._cycle(table[fixed.num_rows :], self._between(len(drafted)))
+        rate = self.rate
+        if rate is None:
+            # Never seen at this load: as if everybody got a token, and what the drafts are thought to bring.
+            rate = num_roots * (1.0 + self._mean_gain) / float(seconds[min(most, num_roots)])
+        return NodeBudget(seconds, rate)
+
+    def _cycle(self, verify_s: Doubles, between_s: float) -> Doubles:
+        """The target's time that a round takes up: with two in flight, what lies between rounds hides behind the other
+        one, as far as that is long enough."""
+        if self.num_micro_batches == 1:
+            return verify_s + between_s
+        hidden: Doubles = np.maximum(verify_s, 0.5 * (verify_s + between_s))
+        return hidden
+
+    def _between(self, num_blocks: int) -> float:
+        return self._plain_s if num_blocks == 0 else max(self._plain_s, self.draft_times.seconds(num_blocks))
+
+    # --- drafts
+
+    def choose_drafted(self, ready: list[Sequence], num_sequences: int) -> list[Sequence]:
+        """Those for which a draft is worth its time; all of them when a trial is due.
+
+        Args:
+            ready: who could be drafted for. num_sequences: of the micro-batch.
+        """
+        wanting = [sequence for sequence in ready if self._planner.most_nodes(sequence) > 0]
+        rate = self.rate
+        if not wanting or self._settings.tree_budget is not None or rate is None:
+            return wanting
+        wanting.sort(key=self._gain, reverse=True)
+        counts = np.unique([0, len(wanting), *(1 << i for i in range(len(wanting).bit_length()))])
+        counts = counts[counts <= len(wanting)]
+        gains = np.concatenate([[0.0], np.cumsum([self._gain(sequence) for sequence in wanting])])
+        seconds = np.array([self._seconds_with(num_sequences, int(count)) for count in counts])
+        best = int(np.argmax(gains[counts] - rate * (seconds - seconds[0])))
+        extra = float(seconds[-1] - seconds[best])
+        if counts[best] < len(wanting) and self._trial_s >= extra:
+            self._trial_s -= extra
+            return wanting
+        return wanting[: counts[best]]
+
+    def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
+        """Whether these sequences' drafts are worth more than what the target writes in that time."""
+        rate = self.rate
+        return rate is None or sum(map(self._gain, missing)) > rate * seconds
+
+    def _seconds_with(self, num_roots: int, num_blocks: int) -> float:
+        rows = min(self._link.info.max_rows, num_roots + round(num_blocks * self._nodes_per_draft))
+        verify_s = self.verify_times.seconds(RoundLoad(rows, num_roots, 0.0, 0.0))
+        return float(self._cycle(np.asarray(verify_s), self._between(num_blocks)))
+
+    def _gain(self, sequence: Sequence) -> float:
+        """Tokens per round that its drafts have brought, weighted."""
+        gain = self._mean_gain if sequence.gain is None else sequence.gain
+        return weight_of(sequence) * min(gain, sequence.num_wanted - 1)
+
+    # --- learning
+
+    def observe_round(
+        self, load: RoundLoad, planned: PlannedTrees, verify_s: float, cycle_s: float | None, tokens: float
+    ) -> None:
+        """One round that went well.
+
+        Args:
+            load: that was done.
+            verify_s: that the target was busy with it.
+            cycle_s: since the round before ended on this target; None after a time of idleness.
+            tokens: that it wrote, weighted.
+        """
+        self.verify_times.observe(load, verify_s)
+        if cycle_s is not None:
+            self._rates[self.num_micro_batches - 1].observe(self._load, tokens, cycle_s)
+            self._trial_s = min(self._trial_s + _TRIAL_SHARE * cycle_s, _MOST_TRIAL_S)
+        if planned.drafted:
+            per_draft = sum(tree.num_nodes for tree in planned.trees) / len(planned.drafted)
+            self._nodes_per_draft += _GAIN_STEP * (per_draft - self._nodes_per_draft)
+        if planned.trees:
+            self._drafted_share += _GAIN_STEP * (len(planned.drafted) / len(planned.trees) - self._drafted_share)
+
+    def observe_between(self, num_blocks: int, seconds: float) -> None:
+        """From a round's result to the request of the next."""
+        if num_blocks == 0:
+            bounded = min(seconds, 4.0 * self._plain_s)  # an outlier is none of its business
+            self._plain_s += _GAIN_STEP * (bounded - self._plain_s)
+        else:
+            self.draft_times.observe(num_blocks, seconds)
+
+    def observe_draft(self, sequence: Sequence, expected_tokens: float, num_accepted: int) -> None:
+        """What came of one sequence's draft: the mean of what was expected, which is less noisy, and what came."""
+        gain = 0.5 * (expected_tokens - 1.0 + num_accepted)
+        before = self._mean_gain if sequence.gain is None else sequence.gain
+        sequence.gain = before + _GAIN_STEP * (gain - before)
+        self._mean_gain += 0.02 * (gain - self._mean_gain)
