@@ -84,6 +84,10 @@ class DevicePass:
         self._forward = compile_step(self._run_model) if self._is_compiled else self._run_model
         self._steps = CapturedSteps(self._launch, self._device)
 
+    @property
+    def row_sizes(self) -> tuple[int, ...]:
+        return tuple(reversed(padded_counts(self._settings.max_rows)))
+
     def run(self, rows: PackedRows, clock: StageClock) -> PassResult:
         size = self._size_of(rows)
         self._fill(rows, size)

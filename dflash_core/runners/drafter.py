@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from dflash_core.models.target_loading import tokenizer_size
 from dflash_core.raw_tensor import from_raw, to_raw
 from dflash_core.runners.devices import named_device_errors, pick_device, pick_dtype, set_up_process
 from dflash_core.runners.draft_pass import BlockRows, ContextWriter, DraftPass
+from dflash_core.runners.draft_timing import time_drafts
 from dflash_core.runners.drafter_context import DrafterContext, NewContext, size_context
 from dflash_core.runners.drafter_loading import load_drafter_parts
 from dflash_core.runners.host_draft import HostContextWriter, HostDraftPass
@@ -67,7 +69,8 @@ class DrafterRunner:
 
     @classmethod
     def load(cls, drafter: str, target: str, settings: DrafterSettings) -> DrafterRunner:
-        """Loads the drafter, and of its target the embedding and head alone; drafts once, to be warm.
+        """Loads the drafter, and of its target the embedding and head alone; drafts once, to be warm, and then
+        times itself.
 
         Sets torch's thread count and switches TF32 off, for the whole process.
         Raises `CheckpointNotFound`, `CheckpointMismatch`, `UnsupportedModel`, `InvalidSettings`.
@@ -92,7 +95,12 @@ class DrafterRunner:
         runner = cls(model, shared, settings, info)
         runner.memory.log()
         runner.warm_up()
+        runner.info = replace(info, draft_times_us=time_drafts(runner, settings.max_batch_blocks))
         return runner
+
+    @property
+    def kv_block_size(self) -> int:
+        return self._context.kv_block_size
 
     @property
     def free_blocks(self) -> int:

@@ -26,6 +26,10 @@ class HostPass:
         self._caches = caches
         self._vocab_size = vocab_size
 
+    @property
+    def row_sizes(self) -> tuple[int, ...]:
+        return ()
+
     def prepare(self) -> None:
         """The first pass has compiled what is compiled."""
 

@@ -33,6 +33,7 @@ from dflash_core.models.target import TargetModel
 from dflash_core.raw_tensor import to_raw
 from dflash_core.runners.devices import named_device_errors
 from dflash_core.runners.host_pass import HostPass
+from dflash_core.runners.round_timing import time_rounds
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.stages import StageClock
 from dflash_core.runners.target_commit import CommittedSpan, commit, reserve_paths
@@ -115,11 +116,13 @@ class TargetRunner:
             max_rows=settings.max_rows,
             max_tree_rows=settings.max_tree_rows,
             fingerprint=fingerprint,
+            row_sizes=self._pass.row_sizes,
         )
 
     @classmethod
     def load(cls, target: str, drafter: str | None, settings: TargetSettings) -> TargetRunner:
-        """Loads the checkpoints `target` and, where features are wanted, the projection of `drafter`; runs one row.
+        """Loads the checkpoints `target` and, where features are wanted, the projection of `drafter`; runs one row,
+        then times itself.
 
         Sets torch's thread count and switches TF32 off, for the whole process.
         Raises `CheckpointNotFound`, `CheckpointMismatch`, `UnsupportedModel`, `InvalidSettings`.
@@ -128,6 +131,7 @@ class TargetRunner:
         runner = cls(parts.model, parts.features, settings, name=target, vocab_size=parts.vocab_size)
         runner.memory.log()
         runner.warm_up()
+        runner.time_itself()
         return runner
 
     @property
@@ -202,6 +206,12 @@ class TargetRunner:
         self._only_outcome(RoundRequest(0, trees=(TreeRows(key, 1, root_only(root)),)))
         self._sequences.release(key)
         self._pass.prepare()
+
+    def time_itself(self) -> None:
+        """Runs rounds of several sizes and says in `info` what they took. Raises `CheckpointMismatch` as `warm_up`."""
+        with self._sequences.without_prefix_cache():
+            times = time_rounds(lambda request: self.run_round(request).result, self._info, self.free_blocks)
+        self._info = replace(self._info, round_times_us=times)
 
     def _only_outcome(self, request: RoundRequest) -> Outcome:
         (outcome,) = self.run_round(request).result.outcomes

@@ -55,6 +55,11 @@ class PassResult:
 
 
 class TargetPass(Protocol):
+    @property
+    def row_sizes(self) -> tuple[int, ...]:
+        """Rising; rows are padded to the next of them. Empty: they are not."""
+        ...
+
     def prepare(self) -> None:
         """Does, once a first pass has run, what no later one should wait for."""
         ...

@@ -6,6 +6,8 @@ becomes that sequence's outcome.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,6 +85,15 @@ class TargetSequences:
         """Whoever lost its blocks since the last call."""
         preempted, self._preempted = tuple(self._preempted), []
         return preempted
+
+    @contextmanager
+    def without_prefix_cache(self) -> Iterator[None]:
+        """Sequences that are opened and released meanwhile find no blocks and leave none to be found."""
+        cache, self.prefix_cache = self.prefix_cache, None
+        try:
+            yield
+        finally:
+            self.prefix_cache = cache
 
     def release(self, key: SequenceKey) -> None:
         """Forgets the attempt, or a lower one; a higher one stays. Unknown sequences are no error."""
