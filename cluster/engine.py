@@ -61,7 +61,7 @@ class LLMInferenceEngine:
     Args:
         target_model: a folder, a Hugging Face name, or "embedded:…". drafter_model likewise; None decodes plainly.
         speculative_decoding_strategy: "block_diffusion_draft_trees", "block_diffusion" (one path) or "none".
-        tree_budget: nodes per sequence and round without the root.
+        tree_budget: nodes per sequence and round without the root; None: as many as pay.
         target_settings, drafter_settings: device, dtype, sizes of the caches.
         router_settings: everything else that schedules; its strategy and tree_budget are those given here.
 
@@ -76,7 +76,7 @@ class LLMInferenceEngine:
         drafter_model: str | None = DEFAULT_DRAFTER,
         speculative_decoding_strategy: str | Strategy = Strategy.DRAFT_TREES,
         *,
-        tree_budget: int = 32,
+        tree_budget: int | None = None,
         target_settings: TargetSettings | None = None,
         drafter_settings: DrafterSettings | None = None,
         router_settings: RouterSettings | None = None,
@@ -299,7 +299,7 @@ async def _close(pieces: AsyncGenerator[Piece]) -> None:
     await pieces.aclose()
 
 
-def _engine_settings(settings: RouterSettings, strategy: Strategy, tree_budget: int) -> RouterSettings:
+def _engine_settings(settings: RouterSettings, strategy: Strategy, tree_budget: int | None) -> RouterSettings:
     """In one process a drafter is never a straggler: it waits for the same thread as the target."""
     timeout_ms = settings.round_timeout_ms
     return replace(settings, strategy=strategy, tree_budget=tree_budget, draft_timeout_ms=timeout_ms)

@@ -31,6 +31,11 @@ def router_settings(settings: Settings) -> router_core.RouterSettings:
         max_running=settings.router.max_running,
         max_waiting=settings.router.max_waiting,
         prefill_chunk_tokens=settings.router.prefill_chunk_tokens,
+        max_tree_nodes=settings.router.max_tree_nodes,
+        min_tree_nodes=settings.router.min_tree_nodes,
+        learns_acceptance=settings.router.learns_acceptance,
+        learned_folder=settings.router.learned_folder,
+        micro_batches=settings.router.micro_batches,
         failover_timeout_s=settings.router.failover_timeout_s,
     )
 

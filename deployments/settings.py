@@ -11,7 +11,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 import click
@@ -38,12 +38,14 @@ class SettingsError(InvalidSettings, click.ClickException, ValueError):
 
 
 def _none_words(value: Any) -> Any:
-    """On the command line a value is a string: "none" and "off" stand for None."""
-    return None if isinstance(value, str) and value.lower() in ("none", "off", "null") else value
+    """On the command line a value is a string: "none", "off" and "auto" stand for None."""
+    return None if isinstance(value, str) and value.lower() in ("none", "off", "null", "auto") else value
 
 
 OptionalPort = Annotated[Annotated[int, Field(ge=0, le=65535)] | None, BeforeValidator(_none_words)]
 OptionalCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_words)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_none_words)]
+OptionalBudget = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_words)]
 OptionalShare = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_none_words)]
 
 
@@ -70,9 +72,26 @@ class RouterPoolSettings(PoolSettings):
     max_running: int = Field(64, ge=1, description="most sequences in one target's rounds")
     max_waiting: int = Field(256, ge=1, description="most sequences in a router's queue; beyond it requests get 429")
     prefill_chunk_tokens: int = Field(512, ge=1, description="most prompt tokens of one round, all sequences together")
+    max_tree_nodes: int = Field(256, ge=1, description="most nodes of one tree where tree_budget is auto")
+    min_tree_nodes: int = Field(
+        0, ge=0, description="nodes of every tree where tree_budget is auto, even where they slow the others down"
+    )
+    learns_acceptance: bool = Field(
+        True, description="score nodes by how often such nodes were accepted; false: by the drafter's probabilities"
+    )
+    learned_folder: OptionalPath = Field(
+        None, description="folder that keeps what routers learned of a pair over restarts; none: it is learned anew"
+    )
+    micro_batches: int = Field(2, ge=1, le=2, description="most rounds in flight per target, where that pays")
     failover_timeout_s: float = Field(
         30.0, ge=0, description="how long sequences wait for a target after losing theirs"
     )
+
+    @model_validator(mode="after")
+    def _floor_below_cap(self) -> RouterPoolSettings:
+        if self.min_tree_nodes > self.max_tree_nodes:
+            raise ValueError(f"min_tree_nodes={self.min_tree_nodes} exceeds max_tree_nodes={self.max_tree_nodes}")
+        return self
 
 
 class ModelPoolSettings(PoolSettings):
@@ -80,9 +99,13 @@ class ModelPoolSettings(PoolSettings):
 
     model: str = Field(min_length=1, description="a folder, a name in the local Hugging Face cache, or embedded:NAME")
     device: DeviceName = Field("auto", description="auto (the cluster's GPUs where it has any), cpu or cuda")
-    num_gpus: OptionalShare = Field(
-        None, description="GPU share of one replica; none: a whole one, or an equal part where GPUs are too few"
-    )
+    num_gpus: OptionalPath = Annotated[Path | None, BeforeValidator(_none_words)]
+
+
+OptionalBudget = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_words)]
+OptionalShare = Field(
+    None, description="GPU share of one replica; none: a whole one, or an equal part where GPUs are too few"
+)
 
 
 class DrafterPoolSettings(ModelPoolSettings, DrafterSettings):
@@ -126,7 +149,9 @@ class Settings(_Settings):
         None, min_length=1, description="what clients call the model; none: from target.model"
     )
     strategy: Strategy = Field(Strategy.DRAFT_TREES, description="block_diffusion_draft_trees, block_diffusion or none")
-    tree_budget: int = Field(16, ge=0, description="draft tree nodes per sequence and round, without the root")
+    tree_budget: OptionalBudget = Field(
+        None, description="draft tree nodes per sequence and round, without the root; auto: as many as pay at the load"
+    )
     http_host: str | None = Field(
         None,
         min_length=1,
@@ -148,6 +173,8 @@ class Settings(_Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
+        if self.tree_budget is None:
+            return self
         if self.tree_budget > self.limits.max_tree_budget:
             raise ValueError(
                 f"tree_budget={self.tree_budget} exceeds limits.max_tree_budget={self.limits.max_tree_budget}"

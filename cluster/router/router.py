@@ -14,6 +14,7 @@ import numpy as np
 from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics, TokenEvent
 from cluster.router.admission import check_request
 from cluster.router.clock import now
+from cluster.router.learned import LearnedStore
 from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.pairing import check_fits_any, check_same_model, is_paired
 from cluster.router.rounds import TargetRounds
@@ -40,6 +41,8 @@ class Router:
         self.settings = settings or RouterSettings()
         self.timings = RoundTimings()
         self._planner = TreePlanner(self.settings)
+        folder = self.settings.learned_folder
+        self._learned = None if folder is None else LearnedStore(folder, self._planner)
         self._targets: dict[Target, TargetLink] = {}
         self._drafters: dict[Drafter, DrafterLink] = {}
         self._tasks: dict[TargetLink, asyncio.Task[None]] = {}
@@ -93,6 +96,8 @@ class Router:
         task = asyncio.create_task(rounds.run(), name=f"rounds of {link.info.model}")
         task.add_done_callback(partial(self._rounds_ended, link))
         self._tasks[link] = task
+        if self._learned is not None and link.info.fc_fingerprint:
+            self._learned.open(link.info.fingerprint)
         for sequence in self._waiting:
             if link.could_hold(sequence):
                 sequence.stop_failover_timer()
@@ -173,6 +178,8 @@ class Router:
             self._forget_target(link)
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(drafter.close() for drafter in self._drafters.values()))
+        if self._learned is not None:
+            await self._learned.close()
 
     # --- sequences: RoundHost
 

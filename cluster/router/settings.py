@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.requests import Strategy
 from dflash_core.errors import InvalidSettings
@@ -18,6 +19,7 @@ class RouterSettings:
     max_tree_nodes, min_tree_nodes: of one sequence where tree_budget is None. A floor above 0 trades the rate of all
         for that of those whose drafts are poor.
     learns_acceptance: nodes are scored by how often such nodes were accepted; False: by the drafter's probability.
+    learned_folder: where what was learned of a pair is kept; None: with this router it goes.
     micro_batches: most rounds in flight per target. With two, a target verifies one half of its sequences while the
         others are drafted, where that pays.
     max_running: most sequences in one target's rounds. max_waiting: longer queues answer `Overloaded`.
@@ -34,6 +36,7 @@ class RouterSettings:
     max_tree_nodes: int = 256
     min_tree_nodes: int = 0
     learns_acceptance: bool = True
+    learned_folder: Path | None = None
     micro_batches: int = 2
     max_running: int = 256
     max_waiting: int = 1024

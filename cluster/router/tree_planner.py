@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.requests import LatencyClass, Strategy
 from cluster.router.ranking import RankingTuner
 from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
 from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, DraftTree
+from dflash_core.errors import InvalidSettings
 from dflash_core.trees.acceptance import AcceptanceModel, context_class
 from dflash_core.trees.build import NO_HISTORY, UNLIMITED_WIDTH, NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
 from dflash_core.trees.histories import TokenHistories
@@ -52,9 +54,16 @@ class TreePlanner:
         self._histories = TokenHistories() if settings.learns_acceptance else None
         self._builder = TreeBuilder(AcceptanceModel(), self._histories)
 
-    @property
-    def acceptance(self) -> AcceptanceModel:
-        return self._builder.model
+    def as_dict(self) -> dict[str, Any]:
+        """What was learned of the pair; `restore` takes it."""
+        return {"acceptance": self._builder.model.as_dict(), "ranking": self.tuner.as_dict()}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Raises `InvalidSettings` for anything that `as_dict` did not make; nothing has changed then."""
+        if not isinstance(saved, dict) or not isinstance(saved.get("acceptance"), dict):
+            raise InvalidSettings(f"what was learned must hold 'acceptance' and 'ranking', got {saved!r:.80}")
+        model, tuner = AcceptanceModel.from_dict(saved["acceptance"]), RankingTuner.from_dict(saved.get("ranking", {}))
+        self._builder.model, self.tuner = model, tuner
 
     def most_nodes(self, sequence: Sequence) -> int:
         """The largest tree that it may get."""
@@ -123,9 +132,7 @@ class TreePlanner:
         self._builder.learn(planned.batch, written)
         for entry, tokens in zip(planned.drafted, written, strict=True):
             if tokens:
-                self.tuner.observe(
-                    entry.sequence.request.sampling, entry.ranking, entry.draft.token_ids, list(tokens)
-                )
+                self.tuner.observe(entry.sequence.request.sampling, entry.ranking, entry.draft.token_ids, list(tokens))
 
     def forget(self, sequence: Sequence) -> None:
         """Of a sequence that has ended."""

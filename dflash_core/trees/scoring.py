@@ -82,7 +82,8 @@ def acceptance(table: Doubles, depth: int, rank: int, match: int, logit: float) 
     step = int(place)
     below: float = _LOGISTIC[step]
     above: float = _LOGISTIC[step + 1]
-    return below + (place - step) * (above - below)
+    probability: float = below + (place - step) * (above - below)
+    return probability
 
 
 @jit

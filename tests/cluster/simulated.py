@@ -143,23 +143,29 @@ class SimulatedTarget:
         self.is_dead = False
         self.fail_next: list[Exception] = []
         self.status_next: list[OutcomeStatus] = []
-        self.is_running = False
+        self.turns = asyncio.Lock()
+        self.num_in_flight = self.most_in_flight = 0
 
     async def run_round(self, request: RoundRequest) -> RoundResult:
-        assert not self.is_running, "one round at a time"
+        self.num_in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.num_in_flight)
+        try:
+            async with self.turns:  # rounds queue up and run one after the other
+                return await self._take(request)
+        finally:
+            self.num_in_flight -= 1
+
+    async def _take(self, request: RoundRequest) -> RoundResult:
+        assert self.num_in_flight <= 2, "at most two rounds in flight"
         if self.is_dead:
             raise Unavailable("the simulated target is dead")
-        self.is_running = True
         self.rounds.append(request)
-        try:
-            await asyncio.sleep(self.network.rng.random() * self.delay_s)
-            if self.is_dead:
-                raise Unavailable("the simulated target died in the round")
-            if self.fail_next:
-                raise self.fail_next.pop()
-            return self._run(request)
-        finally:
-            self.is_running = False
+        await asyncio.sleep(self.network.rng.random() * self.delay_s)
+        if self.is_dead:
+            raise Unavailable("the simulated target died in the round")
+        if self.fail_next:
+            raise self.fail_next.pop()
+        return self._run(request)
 
     def _run(self, request: RoundRequest) -> RoundResult:
         num_tree_rows = sum(tree.tree.num_rows for tree in request.trees)
