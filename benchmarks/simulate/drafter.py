@@ -48,7 +48,6 @@ class SimulatedDrafter:
         self._waiting: dict[_Waiting, None] = {}
         self._free_at = 0.0
         self.busy_s = 0.0  # until reset by whoever reads it
-        self.num_missing = 0  # drafts refused for want of context
         self.info = DrafterInfo(
             model=hardware.name,
             draft_block_size=playback.depth + 1,
@@ -136,7 +135,6 @@ class SimulatedDrafter:
         if context is None or context.key != block.key:
             return Draft(block.key, block.context_len, _NO_IDS, _NO_SCORES, error="the sequence is not open")
         if context.length < block.context_len:
-            self.num_missing += 1
             return Draft(block.key, block.context_len, _NO_IDS, _NO_SCORES, missing_from=context.length)
         token_ids, scores = self._playback.draft(Script.of_seed(block.sampling.seed), block.context_len)
         return Draft(block.key, block.context_len, token_ids, scores)

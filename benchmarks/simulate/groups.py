@@ -40,8 +40,8 @@ def _scale(
             n,
             ClosedLoop(round(n * _STREAMS_PER_TARGET)),
             targets_per_router=targets_per_router,
-            warm_s=0.1,
-            measured_s=0.4,
+            warm_s=0.05,
+            measured_s=0.2,
         )
         for n in targets
     )
@@ -56,8 +56,8 @@ def _arrivals() -> Group:
             H200,
             4,
             OpenLoop(rate, burst),
-            warm_s=1.5,
-            measured_s=3.0,
+            warm_s=1.0,
+            measured_s=2.0,
         )
         for burst in (1, 32)
         for rate in (40, 160, 280)
@@ -68,7 +68,7 @@ def _arrivals() -> Group:
 
 
 def _long() -> Group:
-    base = Scenario("long", "", H200, 1, ClosedLoop(1), kinds=(LONG,), warm_s=0.5, measured_s=2.0)
+    base = Scenario("long", "", H200, 1, ClosedLoop(1), kinds=(LONG,), warm_s=0.5, measured_s=1.5)
     alone = tuple(replace(base, name=f"long {n}", arrivals=ClosedLoop(n)) for n in (1, 8, 32))
     mixed = replace(base, name="mixed 64", arrivals=ClosedLoop(64), kinds=(SHORT, replace(LONG, weight=0.1)))
     return Group("long", "long prompts and outputs on 1 target; one of 11 long among 64", (*alone, mixed), _EVERY)
@@ -88,7 +88,9 @@ GROUPS: Final[dict[str, Callable[[], Group]]] = {
         "load-cpu", "streams on 1 target, the embedded pair on CPUs", CPU, (1, 4, 8, 16, 32), 8.0
     ),
     "scale": lambda: _scale("scale", "targets × streams, a router for four targets", 4, _FEW),
-    "one-router": lambda: _scale("one-router", "targets × streams, one router for all", 64, (PLAIN, DEFAULT)),
+    "one-router": lambda: _scale(
+        "one-router", "targets × streams, one router for all", 64, (PLAIN, DEFAULT), (1, 2, 4, 8, 16)
+    ),
     "arrivals": _arrivals,
     "long": _long,
     "stragglers": _stragglers,

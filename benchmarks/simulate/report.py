@@ -22,18 +22,18 @@ def number(value: float | None, digits: int = 1) -> str:
 # What is told of a finding, by heading.
 COLUMNS: Final[dict[str, Callable[[Finding], str]]] = {
     "tokens/s": lambda f: number(f.tokens_per_s, 0),
-    "first token ms, p50": lambda f: number(f.first_token.p50),
-    "p99": lambda f: number(f.first_token.p99),
-    "ms per token, p50": lambda f: number(f.per_token.p50, 2),
-    "p99 ": lambda f: number(f.per_token.p99, 2),
+    "first token ms p50": lambda f: number(f.first_token.p50),
+    "first token ms p99": lambda f: number(f.first_token.p99),
+    "ms/token p50": lambda f: number(f.per_token.p50, 2),
+    "ms/token p99": lambda f: number(f.per_token.p99, 2),
     "acceptance length": lambda f: number(f.acceptance_length, 2),
     "nodes": lambda f: number(f.nodes_per_sequence),
     "target busy": lambda f: number(f.target_busy, 2),
     "drafter busy": lambda f: number(f.drafter_busy, 2),
     "Jain": lambda f: number(f.fairness.jain, 3),
     "worst/median": lambda f: number(f.fairness.worst_of_median, 2),
-    "router µs per round": lambda f: number(f.router.us_per_round, 0),
-    "and sequence": lambda f: number(f.router.us_per_sequence_round),
+    "router µs/round": lambda f: number(f.router.us_per_round, 0),
+    "router µs/sequence": lambda f: number(f.router.us_per_sequence_round),
     "router busy": lambda f: number(f.router.busy, 2),
 }
 _PANELS: Final[dict[str, Callable[[Finding], float | None]]] = {
@@ -51,7 +51,7 @@ def tables(findings: Sequence[Finding], titles: dict[str, str]) -> Iterator[Tabl
         table.add_column("")
         table.add_column("policy")
         for heading in COLUMNS:
-            table.add_column(heading.strip(), justify="right")
+            table.add_column(heading, justify="right")
         for found in mine:
             table.add_row(found.scenario, found.policy, *(tell(found) for tell in COLUMNS.values()))
         yield table

@@ -36,7 +36,6 @@ class TargetCounts:
     trees: int = 0
     nodes: int = 0  # without roots
     accepted: int = 0
-    prefill_tokens: int = 0
 
 
 class SimulatedTarget:
@@ -200,7 +199,6 @@ class SimulatedTarget:
         counts = self.counts
         counts.rounds += bool(request.trees or request.prefills)
         counts.busy_s += duration_s
-        counts.prefill_tokens += sum(len(prefill.token_ids) for prefill in request.prefills)
 
 
 def _refused(key: SequenceKey, status: OutcomeStatus) -> Outcome:
