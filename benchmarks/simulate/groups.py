@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from benchmarks.simulate.policies import DEFAULT, PLAIN, POLICIES
+from benchmarks.simulate.policies import ADAPTIVE, PLAIN, POLICIES
 from benchmarks.simulate.scenario import LONG, SHORT, Scenario
 from benchmarks.simulate.workload import ClosedLoop, OpenLoop
 
 CPU, H200 = "embedded-cpu", "qwen3-8b-h200"
 _STREAMS_PER_TARGET = 156.25  # 10,000 on 64 targets
 _EVERY = tuple(POLICIES)
-_FEW = (PLAIN, "tree 16", DEFAULT)
+_FEW = (PLAIN, "tree 16", ADAPTIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ GROUPS: Final[dict[str, Callable[[], Group]]] = {
     ),
     "scale": lambda: _scale("scale", "targets × streams, a router for four targets", 4, _FEW),
     "one-router": lambda: _scale(
-        "one-router", "targets × streams, one router for all", 64, (PLAIN, DEFAULT), (1, 2, 4, 8, 16)
+        "one-router", "targets × streams, one router for all", 64, (PLAIN, ADAPTIVE), (1, 2, 4, 8, 16)
     ),
     "arrivals": _arrivals,
     "long": _long,
@@ -100,6 +100,6 @@ GROUPS: Final[dict[str, Callable[[], Group]]] = {
 def quick_groups() -> list[Group]:
     """A few small ones, in seconds."""
     load = _load("load", "streams on 1 target", H200, (1, 16), 0.3)
-    scale = _scale("scale", "targets × streams, a router for four targets", 4, (PLAIN, DEFAULT), targets=(2,))
+    scale = _scale("scale", "targets × streams, a router for four targets", 4, (PLAIN, ADAPTIVE), targets=(2,))
     small = tuple(replace(scenario, measured_s=0.1) for scenario in scale.scenarios)
     return [replace(load, policies=_FEW), replace(scale, scenarios=small)]

@@ -8,16 +8,17 @@ from typing import Final
 from cluster.requests import Strategy
 from cluster.router import RouterSettings
 
-DEFAULT = "default"
-PLAIN = "plain"
-_SETTINGS = RouterSettings()
+PLAIN, ADAPTIVE = "plain", "adaptive"
+
+# Whoever fixes a tree's size does as published: drafts in turn with verifying, nodes by the drafter's own scores.
+_FIXED = RouterSettings(micro_batches=1, learns_acceptance=False)
 
 POLICIES: Final[dict[str, RouterSettings]] = {
-    PLAIN: replace(_SETTINGS, strategy=Strategy.NONE),
-    "chain": replace(_SETTINGS, strategy=Strategy.CHAIN),  # of as many nodes as a draft is deep
-    "tree 8": replace(_SETTINGS, tree_budget=8),
-    "tree 16": replace(_SETTINGS, tree_budget=16),
-    "tree 32": replace(_SETTINGS, tree_budget=32),
-    "tree 64": replace(_SETTINGS, tree_budget=64),
-    DEFAULT: _SETTINGS,  # what a router does unless told otherwise
+    PLAIN: RouterSettings(strategy=Strategy.NONE, micro_batches=1),
+    "chain": replace(_FIXED, strategy=Strategy.CHAIN, tree_budget=16),  # more than a draft is deep
+    "tree 8": replace(_FIXED, tree_budget=8),
+    "tree 16": replace(_FIXED, tree_budget=16),
+    "tree 32": replace(_FIXED, tree_budget=32),
+    "tree 64": replace(_FIXED, tree_budget=64),
+    ADAPTIVE: RouterSettings(),  # what a router does unless told otherwise
 }

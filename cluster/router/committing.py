@@ -62,8 +62,10 @@ def check_result(link: TargetLink, plan: RoundPlan, result: RoundResult) -> None
         raise ProtocolError(
             f"round {result.round_id}: {sorted(out_of_blocks)} are out of blocks, {sorted(result.preempted)} preempted"
         )
-    if got and len(out_of_blocks) == len(got) and not any(
-        sequence.cached_len > 0 and sequence.key not in out_of_blocks for sequence in link.sequences
+    if (
+        got
+        and len(out_of_blocks) == len(got)
+        and not any(sequence.cached_len > 0 and sequence.key not in out_of_blocks for sequence in link.sequences)
     ):
         # Nobody else holds blocks. Were the oldest on the target preempted, everybody might be, round after round.
         raise ProtocolError(f"round {result.round_id}: all of {got} are out of blocks, nobody can go on")

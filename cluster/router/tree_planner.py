@@ -123,9 +123,7 @@ class TreePlanner:
         self._builder.learn(planned.batch, written)
         for entry, tokens in zip(planned.drafted, written, strict=True):
             if tokens:
-                self.tuner.observe(
-                    entry.sequence.request.sampling, entry.ranking, entry.draft.token_ids, list(tokens)
-                )
+                self.tuner.observe(entry.sequence.request.sampling, entry.ranking, entry.draft.token_ids, list(tokens))
 
     def forget(self, sequence: Sequence) -> None:
         """Of a sequence that has ended."""
