@@ -12,7 +12,14 @@ import pytest
 from deployments.settings import Settings, parse_settings, valid_keys
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/life-of-a-request.md", "k8s/README.md", "cluster/bench/PROMPTS.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/life-of-a-request.md",
+    "docs/scaling.md",
+    "k8s/README.md",
+    "cluster/bench/PROMPTS.md",
+]
 
 
 def _settings_table() -> list[tuple[str, str]]:
