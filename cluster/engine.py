@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,20 +20,17 @@ from cluster.outputs import (
     Options,
     Output,
     Piece,
-    Prompt,
-    as_prompts,
     as_strategy,
-    as_token_ids,
 )
+from cluster.prompts import Prompt, as_prompts, make_requests
 from cluster.requests import GenerationRequest, Strategy, TokenEvent
 from cluster.router import RoundTimings, Router, RouterSettings
 from cluster.text import StreamDecoder
 from cluster.transports.in_process import InProcessContextSink, InProcessDrafter, InProcessTarget
 from cluster.transports.runner_protocols import DrafterModelRunner, TargetModelRunner
-from dflash_core.contracts import SamplingParams, TargetInfo
-from dflash_core.errors import InvalidRequest, Unavailable
+from dflash_core.contracts import TargetInfo
+from dflash_core.errors import Unavailable
 from dflash_core.runners.settings import DrafterSettings, TargetSettings
-from dflash_core.sampling.noise import output_seed
 
 DEFAULT_TARGET = "embedded:stdlib-6m"
 DEFAULT_DRAFTER = "embedded:stdlib-6m-dflash"
@@ -239,36 +235,7 @@ class LLMInferenceEngine:
             self._router.release_client(queue)
 
     def _requests(self, prompts: list[Prompt], max_length: int, options: Options) -> list[GenerationRequest]:
-        if max_length < 1:
-            raise InvalidRequest(f"max_length must be at least 1 new token, got {max_length}", param="max_length")
-        if isinstance(options.stop, str):
-            raise InvalidRequest(f"stop must be a list of strings, got the string {options.stop!r}", param="stop")
-        if "" in options.stop:
-            raise InvalidRequest("stop must not hold an empty string", param="stop")
-        seed = secrets.randbits(64) if options.seed is None else options.seed
-        call_id = next(self._call_ids)
-        requests: list[GenerationRequest] = []
-        for index, prompt in enumerate(prompts):
-            token_ids = as_token_ids(prompt, self.tokenizer)
-            requests.append(
-                GenerationRequest(
-                    sequence_id=f"{call_id}-{index}",
-                    token_ids=token_ids,
-                    num_prompt_tokens=len(token_ids),
-                    max_tokens=max_length,
-                    sampling=SamplingParams(
-                        temperature=options.temperature,
-                        top_k=options.top_k,
-                        top_p=options.top_p,
-                        min_p=options.min_p,
-                        seed=output_seed(seed, index, 0),
-                    ),
-                    stop_token_ids=() if options.ignore_eos else self.target_info.eos_token_ids,
-                    tree_budget=options.tree_budget,
-                    timeout_ms=options.timeout_ms,
-                )
-            )
-        return requests
+        return make_requests(next(self._call_ids), prompts, max_length, options, self.tokenizer, self.target_info)
 
     # --- crossing threads
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex, TypedDict, cast
+from typing import TypedDict
 
-import numpy as np
-from tokenizers import Tokenizer
-
-from cluster.requests import FinishReason, GenerationStatistics, Strategy, TokenEvent
+from cluster.requests import FinishReason, GenerationStatistics, LatencyClass, Strategy, TokenEvent
 from cluster.text import StreamDecoder
-from dflash_core.contracts import TokenIds
-from dflash_core.errors import InvalidRequest, InvalidSettings
-
-Prompt = str | Sequence[int]
+from dflash_core.errors import InvalidSettings
 
 
 class DecodingOptions(TypedDict, total=False):
@@ -29,6 +22,10 @@ class DecodingOptions(TypedDict, total=False):
     stop: Sequence[str]  # strings that end the output and are not part of it
     tree_budget: int  # draft tree nodes per round; 0: plain decoding; absent: the engine's
     timeout_ms: int  # 0: none
+    priority: int  # of the requests that wait, a lower number goes first; 0 when absent
+    latency_class: (
+        str | LatencyClass
+    )  # "interactive", "standard" (when absent) or "batch": of one priority, in this order
     ignore_eos: bool  # write on after an end-of-text token, up to max_length
 
 
@@ -44,6 +41,8 @@ class Options:
     stop: Sequence[str] = ()
     tree_budget: int | None = None
     timeout_ms: int = 0
+    priority: int = 0
+    latency_class: str | LatencyClass = LatencyClass.STANDARD
     ignore_eos: bool = False
 
 
@@ -90,27 +89,6 @@ class Output:
             statistics = self._cancel() or statistics
         self.is_done = finish is not None
         return Piece(self._index, text, token_ids, finish, statistics)
-
-
-def as_prompts(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """The prompts, and whether the caller gave several. Raises `InvalidRequest` for an empty list."""
-    if isinstance(prompt, str):
-        return [prompt], False
-    if not len(prompt):
-        raise InvalidRequest("the prompt is empty: give at least one token or one prompt", param="prompt")
-    if isinstance(prompt[0], SupportsIndex):  # an int, or numpy's
-        return [cast(Sequence[int], prompt)], False
-    return list(cast(Sequence[Prompt], prompt)), True
-
-
-def as_token_ids(prompt: Prompt, tokenizer: Tokenizer) -> TokenIds:
-    """Raises `InvalidRequest` for what is neither text nor a list of token ids."""
-    if isinstance(prompt, str):
-        return np.asarray(tokenizer.encode(prompt).ids, dtype=np.int32)
-    try:
-        return np.asarray([operator.index(token_id) for token_id in prompt], dtype=np.int32)
-    except (TypeError, OverflowError):
-        raise InvalidRequest(f"a prompt must be a string or token ids, got {prompt!r}", param="prompt") from None
 
 
 def as_strategy(name: str | Strategy) -> Strategy:

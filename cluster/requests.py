@@ -7,7 +7,9 @@ from enum import Enum
 from typing import Protocol
 
 from dflash_core.contracts import SamplingParams, TokenIds
-from dflash_core.errors import DFlashError
+from dflash_core.errors import DFlashError, InvalidRequest
+
+LOWEST_PRIORITY, HIGHEST_PRIORITY = 2**31 - 1, -(2**31)  # as in vLLM's API, a lower number goes first
 
 
 class Strategy(Enum):
@@ -19,11 +21,22 @@ class Strategy(Enum):
 
 
 class LatencyClass(Enum):
-    """How much a request's speed counts against the others': its share of draft nodes, and of the queue."""
+    """How much a request's speed counts against the others': its share of draft nodes, and its place in the queue.
+
+    In falling order of urgency: of one priority, every waiting request of a class goes before all of the next.
+    """
 
     INTERACTIVE = "interactive"
     STANDARD = "standard"
     BATCH = "batch"
+
+
+def check_priority(priority: int) -> None:
+    """Raises `InvalidRequest` outside the range that the messages can carry."""
+    if not HIGHEST_PRIORITY <= priority <= LOWEST_PRIORITY:
+        raise InvalidRequest(
+            f"priority must lie in [{HIGHEST_PRIORITY}, {LOWEST_PRIORITY}], got {priority}", param="priority"
+        )
 
 
 class FinishReason(Enum):
@@ -44,7 +57,7 @@ class GenerationRequest:
     tree_budget: int | None = None  # most nodes without the root; None: the router's setting; 0: plain decoding
     timeout_ms: int = 0  # 0: none
     latency_class: LatencyClass = LatencyClass.STANDARD
-    priority: int = 0  # higher goes first
+    priority: int = 0  # lower goes first, whatever the class
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,6 +207,8 @@ class GenerationService:
                 stop_token_ids=info.eos_token_ids,
                 tree_budget=job.tree_budget,
                 timeout_ms=job.timeout_ms,
+                latency_class=job.latency_class,
+                priority=job.priority,
             )
             for prompt_index, prompt in enumerate(prompts)
             for choice_index in range(job.num_choices)

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 from ray.serve.exceptions import gRPCStatusError
 
+from cluster.requests import LatencyClass
 from deployments.job import DEFAULT_MAX_TOKENS, GenerationJob, JobStatistics
 from dflash_core.contracts import SamplingParams
 from dflash_core.errors import DFlashError, InvalidRequest
@@ -28,6 +29,13 @@ HEALTH_SERVICES = ("", INFERENCE_SERVICE)  # "" is the server as a whole
 
 # For `grpc_options.grpc_servicer_functions` of Ray Serve.
 SERVICER_FUNCTIONS = ("deployments.grpc_api.add_public_services",)
+
+LATENCY_CLASSES = {
+    inference_pb2.LATENCY_CLASS_UNSPECIFIED: LatencyClass.STANDARD,
+    inference_pb2.LATENCY_CLASS_INTERACTIVE: LatencyClass.INTERACTIVE,
+    inference_pb2.LATENCY_CLASS_STANDARD: LatencyClass.STANDARD,
+    inference_pb2.LATENCY_CLASS_BATCH: LatencyClass.BATCH,
+}
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -65,6 +73,11 @@ def generation_job(request: inference_pb2.GenerateRequest) -> GenerationJob:
     prompt: str | list[int] = request.text if kind == "text" else list(request.token_ids.ids)
     if request.HasField("timeout_ms") and request.timeout_ms < 1:
         raise InvalidRequest("timeout_ms must be at least 1, got 0", param="timeout_ms")
+    if request.latency_class not in LATENCY_CLASSES:
+        raise InvalidRequest(
+            f"latency_class must be one of 0 to {max(LATENCY_CLASSES)}, got {request.latency_class}",
+            param="latency_class",
+        )
     return GenerationJob(
         model=request.model or None,
         prompts=(prompt,),
@@ -79,6 +92,8 @@ def generation_job(request: inference_pb2.GenerateRequest) -> GenerationJob:
         stop=tuple(request.stop),
         tree_budget=request.tree_budget if request.HasField("tree_budget") else None,
         timeout_ms=request.timeout_ms,
+        latency_class=LATENCY_CLASSES[request.latency_class],
+        priority=request.priority,
     )
 
 

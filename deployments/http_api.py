@@ -124,6 +124,8 @@ def completion_job(body: CompletionRequest, timeout_header: str | None = None) -
         stop=body.stop_strings,
         tree_budget=body.tree_budget,
         timeout_ms=_timeout_ms(body.timeout_ms, timeout_header),
+        latency_class=body.urgency,
+        priority=body.priority or 0,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from cluster.requests import FinishReason
+from cluster.requests import FinishReason, LatencyClass, check_priority
 from dflash_core.contracts import SamplingParams
 from dflash_core.errors import InvalidRequest
 
@@ -25,6 +25,8 @@ class GenerationJob:
     stop: tuple[str, ...] = ()
     tree_budget: int | None = None
     timeout_ms: int = 0
+    latency_class: LatencyClass = LatencyClass.STANDARD
+    priority: int = 0  # lower goes first
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -41,6 +43,7 @@ class GenerationJob:
             raise InvalidRequest(f"tree_budget must be at least 0, got {self.tree_budget}", param="tree_budget")
         if self.timeout_ms < 0:
             raise InvalidRequest(f"timeout_ms must be at least 0, got {self.timeout_ms}", param="timeout_ms")
+        check_priority(self.priority)
 
 
 @dataclass(frozen=True, slots=True)

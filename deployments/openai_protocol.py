@@ -1,16 +1,20 @@
 """OpenAI's `/v1/completions` and `/v1/models` as pydantic models, and how a body that does not fit is refused.
 
-Extensions of ours on the request: `top_k`, `min_p`, `tree_budget`, `timeout_ms`; on the answer: `dflash`. A field that
-is unknown is refused by name; one that OpenAI has and this server cannot do is refused unless it holds its default.
+Extensions of ours on the request: `top_k`, `min_p`, `tree_budget`, `timeout_ms`, `priority` (as vLLM's: lower goes
+first), `latency_class`; on the answer: `dflash`. `service_tier`, which OpenAI's chat API has, is another way to name a
+latency class. A field that is unknown is refused by name; one that OpenAI has and this server cannot do is refused
+unless it holds its default.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from cluster.requests import LatencyClass
 from deployments.job import MAX_STOP_STRINGS
 from dflash_core.errors import DFlashError, ErrorCode, InvalidRequest
 
@@ -27,6 +31,23 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
     "suffix": (None,),
+}
+
+
+class ServiceTier(Enum):
+    """OpenAI's names for how urgent a request is; "scale", capacity that was bought, does not exist here."""
+
+    AUTO = "auto"
+    DEFAULT = "default"
+    FLEX = "flex"
+    PRIORITY = "priority"
+
+
+_CLASS_OF_TIER = {
+    ServiceTier.AUTO: LatencyClass.STANDARD,
+    ServiceTier.DEFAULT: LatencyClass.STANDARD,
+    ServiceTier.FLEX: LatencyClass.BATCH,
+    ServiceTier.PRIORITY: LatencyClass.INTERACTIVE,
 }
 
 
@@ -52,11 +73,14 @@ class CompletionRequest(BaseModel):
     stop: StopString | list[StopString] | None = None
     seed: Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64)] | None = None
     user: Text | None = None
+    service_tier: ServiceTier | None = None
 
     top_k: Annotated[int, Field(strict=True)] | None = None
     min_p: float | None = Field(None, strict=True, allow_inf_nan=False)
     tree_budget: Annotated[int, Field(strict=True)] | None = None
     timeout_ms: Annotated[int, Field(strict=True)] | None = None
+    priority: Annotated[int, Field(strict=True)] | None = None
+    latency_class: LatencyClass | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -68,6 +92,20 @@ class CompletionRequest(BaseModel):
             if name in body and not any(body[name] == value for value in harmless):
                 raise InvalidRequest(f"{name} is not supported, got {body[name]!r}; leave it out", param=name)
         return {name: value for name, value in body.items() if name not in _UNSUPPORTED}
+
+    @property
+    def urgency(self) -> LatencyClass:
+        """By either name. Raises `InvalidRequest` where the two contradict each other."""
+        if self.service_tier is None:
+            return self.latency_class or LatencyClass.STANDARD
+        of_tier = _CLASS_OF_TIER[self.service_tier]
+        if self.latency_class not in (None, of_tier):
+            raise InvalidRequest(
+                f"service_tier {self.service_tier.value!r} means latency_class {of_tier.value!r}, "
+                f"got {self.latency_class.value!r}: give one of the two",
+                param="service_tier",
+            )
+        return of_tier
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ def router_settings(settings: Settings) -> router_core.RouterSettings:
         tree_budget=settings.tree_budget,
         max_running=settings.router.max_running,
         max_waiting=settings.router.max_waiting,
+        queue_ms_per_token=settings.router.queue_ms_per_token,
         prefill_chunk_tokens=settings.router.prefill_chunk_tokens,
         max_tree_nodes=settings.router.max_tree_nodes,
         min_tree_nodes=settings.router.min_tree_nodes,

@@ -71,6 +71,11 @@ class RouterPoolSettings(PoolSettings):
 
     max_running: int = Field(64, ge=1, description="most sequences in one target's rounds")
     max_waiting: int = Field(256, ge=1, description="most sequences in a router's queue; beyond it requests get 429")
+    queue_ms_per_token: float = Field(
+        1.0,
+        ge=0,
+        description="by how much each prompt token not cached puts a request back; 0: first come first served",
+    )
     prefill_chunk_tokens: int = Field(512, ge=1, description="most prompt tokens of one round, all sequences together")
     max_tree_nodes: int = Field(256, ge=1, description="most nodes of one tree where tree_budget is auto")
     min_tree_nodes: int = Field(

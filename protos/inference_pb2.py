@@ -24,31 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/inference.proto\x12\tdflash.v1\"\x8c\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.dflash.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x18\n\x0btree_budget\x18\x0b \x01(\rH\x07\x88\x01\x01\x12\x17\n\ntimeout_ms\x18\x0c \x01(\rH\x08\x88\x01\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x0e\n\x0c_tree_budgetB\r\n\x0b_timeout_ms\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x96\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.dflash.v1.Usage\x12)\n\nstatistics\x18\x05 \x01(\x0b\x32\x15.dflash.v1.Statistics\"\xa5\x01\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.dflash.v1.Usage\x12)\n\nstatistics\x18\x05 \x01(\x0b\x32\x15.dflash.v1.Statistics\x12\r\n\x05model\x18\x06 \x01(\t\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\x9b\x01\n\nStatistics\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x1e\n\x16mean_acceptance_length\x18\x02 \x01(\x01\x12\x1b\n\x13tree_nodes_verified\x18\x03 \x01(\r\x12\x1e\n\x16time_to_first_token_ms\x18\x04 \x01(\x01\x12 \n\x18time_per_output_token_ms\x18\x05 \x01(\x01\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.dflash.v1.Model\";\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t2\xe2\x01\n\tInference\x12\x45\n\x08Generate\x12\x1a.dflash.v1.GenerateRequest\x1a\x1b.dflash.v1.GenerateResponse0\x01\x12\x43\n\x08\x43omplete\x12\x1a.dflash.v1.GenerateRequest\x1a\x1b.dflash.v1.CompleteResponse\x12I\n\nListModels\x12\x1c.dflash.v1.ListModelsRequest\x1a\x1d.dflash.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/inference.proto\x12\tdflash.v1\"\xce\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.dflash.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x18\n\x0btree_budget\x18\x0b \x01(\rH\x07\x88\x01\x01\x12\x17\n\ntimeout_ms\x18\x0c \x01(\rH\x08\x88\x01\x01\x12\x10\n\x08priority\x18\r \x01(\x11\x12.\n\rlatency_class\x18\x0e \x01(\x0e\x32\x17.dflash.v1.LatencyClassB\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x0e\n\x0c_tree_budgetB\r\n\x0b_timeout_ms\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x96\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.dflash.v1.Usage\x12)\n\nstatistics\x18\x05 \x01(\x0b\x32\x15.dflash.v1.Statistics\"\xa5\x01\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.dflash.v1.Usage\x12)\n\nstatistics\x18\x05 \x01(\x0b\x32\x15.dflash.v1.Statistics\x12\r\n\x05model\x18\x06 \x01(\t\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\x9b\x01\n\nStatistics\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x1e\n\x16mean_acceptance_length\x18\x02 \x01(\x01\x12\x1b\n\x13tree_nodes_verified\x18\x03 \x01(\r\x12\x1e\n\x16time_to_first_token_ms\x18\x04 \x01(\x01\x12 \n\x18time_per_output_token_ms\x18\x05 \x01(\x01\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.dflash.v1.Model\";\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t*\x81\x01\n\x0cLatencyClass\x12\x1d\n\x19LATENCY_CLASS_UNSPECIFIED\x10\x00\x12\x1d\n\x19LATENCY_CLASS_INTERACTIVE\x10\x01\x12\x1a\n\x16LATENCY_CLASS_STANDARD\x10\x02\x12\x17\n\x13LATENCY_CLASS_BATCH\x10\x03\x32\xe2\x01\n\tInference\x12\x45\n\x08Generate\x12\x1a.dflash.v1.GenerateRequest\x1a\x1b.dflash.v1.GenerateResponse0\x01\x12\x43\n\x08\x43omplete\x12\x1a.dflash.v1.GenerateRequest\x1a\x1b.dflash.v1.CompleteResponse\x12I\n\nListModels\x12\x1c.dflash.v1.ListModelsRequest\x1a\x1d.dflash.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LATENCYCLASS']._serialized_start=1249
+  _globals['_LATENCYCLASS']._serialized_end=1378
   _globals['_GENERATEREQUEST']._serialized_start=38
-  _globals['_GENERATEREQUEST']._serialized_end=434
-  _globals['_TOKENIDS']._serialized_start=436
-  _globals['_TOKENIDS']._serialized_end=459
-  _globals['_GENERATERESPONSE']._serialized_start=462
-  _globals['_GENERATERESPONSE']._serialized_end=612
-  _globals['_COMPLETERESPONSE']._serialized_start=615
-  _globals['_COMPLETERESPONSE']._serialized_end=780
-  _globals['_USAGE']._serialized_start=782
-  _globals['_USAGE']._serialized_end=884
-  _globals['_STATISTICS']._serialized_start=887
-  _globals['_STATISTICS']._serialized_end=1042
-  _globals['_LISTMODELSREQUEST']._serialized_start=1044
-  _globals['_LISTMODELSREQUEST']._serialized_end=1063
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1065
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1119
-  _globals['_MODEL']._serialized_start=1121
-  _globals['_MODEL']._serialized_end=1180
-  _globals['_INFERENCE']._serialized_start=1183
-  _globals['_INFERENCE']._serialized_end=1409
+  _globals['_GENERATEREQUEST']._serialized_end=500
+  _globals['_TOKENIDS']._serialized_start=502
+  _globals['_TOKENIDS']._serialized_end=525
+  _globals['_GENERATERESPONSE']._serialized_start=528
+  _globals['_GENERATERESPONSE']._serialized_end=678
+  _globals['_COMPLETERESPONSE']._serialized_start=681
+  _globals['_COMPLETERESPONSE']._serialized_end=846
+  _globals['_USAGE']._serialized_start=848
+  _globals['_USAGE']._serialized_end=950
+  _globals['_STATISTICS']._serialized_start=953
+  _globals['_STATISTICS']._serialized_end=1108
+  _globals['_LISTMODELSREQUEST']._serialized_start=1110
+  _globals['_LISTMODELSREQUEST']._serialized_end=1129
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1131
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1185
+  _globals['_MODEL']._serialized_start=1187
+  _globals['_MODEL']._serialized_end=1246
+  _globals['_INFERENCE']._serialized_start=1381
+  _globals['_INFERENCE']._serialized_end=1607
 # @@protoc_insertion_point(module_scope)

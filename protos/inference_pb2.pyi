@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,31 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _LatencyClass:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LatencyClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LatencyClass.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LATENCY_CLASS_UNSPECIFIED: _LatencyClass.ValueType  # 0
+    """standard"""
+    LATENCY_CLASS_INTERACTIVE: _LatencyClass.ValueType  # 1
+    """somebody watches it being written"""
+    LATENCY_CLASS_STANDARD: _LatencyClass.ValueType  # 2
+    LATENCY_CLASS_BATCH: _LatencyClass.ValueType  # 3
+    """whenever there is room"""
+
+class LatencyClass(_LatencyClass, metaclass=_LatencyClassEnumTypeWrapper): ...
+
+LATENCY_CLASS_UNSPECIFIED: LatencyClass.ValueType  # 0
+"""standard"""
+LATENCY_CLASS_INTERACTIVE: LatencyClass.ValueType  # 1
+"""somebody watches it being written"""
+LATENCY_CLASS_STANDARD: LatencyClass.ValueType  # 2
+LATENCY_CLASS_BATCH: LatencyClass.ValueType  # 3
+"""whenever there is room"""
+Global___LatencyClass: _TypeAlias = LatencyClass  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
@@ -34,6 +60,8 @@ class GenerateRequest(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     TREE_BUDGET_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    LATENCY_CLASS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """empty: the model that is served"""
     text: _builtins.str
@@ -49,6 +77,10 @@ class GenerateRequest(_message.Message):
     tree_budget: _builtins.int
     """draft tree nodes; 0 decodes plainly; absent: the server's setting"""
     timeout_ms: _builtins.int
+    priority: _builtins.int
+    """of the requests that wait, a lower number goes first"""
+    latency_class: Global___LatencyClass.ValueType
+    """of one priority, the more urgent class goes first"""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
@@ -70,10 +102,12 @@ class GenerateRequest(_message.Message):
         stop: _abc.Iterable[_builtins.str] | None = ...,
         tree_budget: _builtins.int | None = ...,
         timeout_ms: _builtins.int | None = ...,
+        priority: _builtins.int = ...,
+        latency_class: Global___LatencyClass.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_seed", b"_seed", "_temperature", b"_temperature", "_timeout_ms", b"_timeout_ms", "_top_k", b"_top_k", "_top_p", b"_top_p", "_tree_budget", b"_tree_budget", "max_tokens", b"max_tokens", "min_p", b"min_p", "prompt", b"prompt", "seed", b"seed", "temperature", b"temperature", "text", b"text", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "top_k", b"top_k", "top_p", b"top_p", "tree_budget", b"tree_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_seed", b"_seed", "_temperature", b"_temperature", "_timeout_ms", b"_timeout_ms", "_top_k", b"_top_k", "_top_p", b"_top_p", "_tree_budget", b"_tree_budget", "max_tokens", b"max_tokens", "min_p", b"min_p", "model", b"model", "prompt", b"prompt", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "top_k", b"top_k", "top_p", b"top_p", "tree_budget", b"tree_budget"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_seed", b"_seed", "_temperature", b"_temperature", "_timeout_ms", b"_timeout_ms", "_top_k", b"_top_k", "_top_p", b"_top_p", "_tree_budget", b"_tree_budget", "latency_class", b"latency_class", "max_tokens", b"max_tokens", "min_p", b"min_p", "model", b"model", "priority", b"priority", "prompt", b"prompt", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "top_k", b"top_k", "top_p", b"top_p", "tree_budget", b"tree_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015

@@ -118,7 +118,7 @@ class Generation(_message.Message):
     latency_class: _builtins.str
     """cluster.requests.LatencyClass; empty: standard"""
     priority: _builtins.int
-    """higher goes first"""
+    """lower goes first"""
     @_builtins.property
     def token_ids(self) -> _common_pb2.Int32Array:
         """the prompt and, after a failover, the tokens received so far"""

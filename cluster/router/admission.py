@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cluster.requests import GenerationRequest
+from cluster.requests import FinishReason, GenerationRequest, check_priority
 from dflash_core.contracts import TargetInfo
 from dflash_core.errors import InvalidRequest, PromptTooLong
+
+if TYPE_CHECKING:
+    from cluster.router import sequence as router_sequence
 
 _MAX_ID_LEN = 256
 
@@ -38,6 +42,7 @@ def check_request(request: GenerationRequest, targets: Sequence[TargetInfo], is_
         raise InvalidRequest(f"tree_budget must be 0 or positive, got {request.tree_budget}", param="tree_budget")
     if request.timeout_ms < 0:
         raise InvalidRequest(f"timeout_ms must be 0 (none) or positive, got {request.timeout_ms}", param="timeout_ms")
+    check_priority(request.priority)
     _check_vocabulary(request, targets)
     _check_length(request, targets)
 
@@ -45,6 +50,15 @@ def check_request(request: GenerationRequest, targets: Sequence[TargetInfo], is_
 def fits(info: TargetInfo, num_total: int) -> bool:
     """Whether a sequence of this length, output included, fits the target when nothing else is on it."""
     return num_total <= min(info.max_model_len, info.num_blocks * info.kv_block_size)
+
+
+def finished_before(sequence: router_sequence.Sequence) -> FinishReason | None:
+    """A resubmission may come with everything already received but the word that it was the end."""
+    if sequence.num_wanted <= 0:
+        return FinishReason.LENGTH
+    if sequence.num_output > 0 and sequence.token_ids[-1] in sequence.stop_ids:
+        return FinishReason.STOP
+    return None
 
 
 def _check_vocabulary(request: GenerationRequest, targets: Sequence[TargetInfo]) -> None:

@@ -33,7 +33,7 @@ class SequenceKeeper(Protocol):
     def fail(self, sequence: Sequence, error: DFlashError) -> None: ...
 
     def place_waiting(self) -> None:
-        """Admits from the head of the queue on whoever fits now."""
+        """Starts those of the queue that fit now. Not done by the others of these methods: once a round is enough."""
         ...
 
 
@@ -118,6 +118,7 @@ def commit_round(
         if finish is not None:
             keeper.finish(sequence)
     events.send()
+    link.recount_all(plan.sequences)
     keeper.place_waiting()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from itertools import count
 
 from cluster.router.admission import fits
 from cluster.router.latency import DraftTimeModel
+from cluster.router.prefixes import PREFIX_BLOCK_TOKENS, KnownPrefixes
 from cluster.router.sequence import Sequence
 from dflash_core.contracts import Drafter, DrafterInfo, DraftRequest, DraftResult, SequenceKey, Target, TargetInfo
 
@@ -26,6 +28,8 @@ class TargetLink:
 
         num_blocks │ held by sequences │ claims │ free for newcomers │
                                        └───────── free_blocks ───────┘
+
+    Claims are summed as they change: whoever changes a sequence's tokens or `cached_len` calls `recount` with it.
     """
 
     def __init__(self, target: Target, max_running: int) -> None:
@@ -35,9 +39,19 @@ class TargetLink:
         self.max_running = max(1, min(max_running, self.info.max_tree_rows, self.info.max_rows // 2))
         self.sequences: dict[Sequence, None] = {}  # in the order in which the target opens them: the oldest first
         self.free_blocks = self.info.num_blocks  # as the target last told, and what was given back since
+        self.num_claimed_blocks = 0  # by the sequences that are here, beyond those that they hold
+        self.num_uncached_tokens = 0  # of theirs, those that are still to be computed, as far as known
+        self.prefixes = KnownPrefixes(max(1, self.info.num_blocks * self.info.kv_block_size // PREFIX_BLOCK_TOKENS))
         self.releases: list[SequenceKey] = []
         self.wake = asyncio.Event()
         self.is_lost = False
+
+    # --- whether one more may join
+
+    @property
+    def has_a_place(self) -> bool:
+        """Whether anybody may join at all."""
+        return len(self.sequences) < self.max_running and self.num_claimed_blocks < self.free_blocks
 
     def could_hold(self, sequence: Sequence) -> bool:
         """Whether it would fit an empty target."""
@@ -46,26 +60,59 @@ class TargetLink:
     def has_room_for(self, sequence: Sequence) -> bool:
         if not self.could_hold(sequence) or len(self.sequences) >= self.max_running:
             return False
-        return sum(map(self._claim, self.sequences)) + self._claim(sequence) <= self.free_blocks
+        return self.num_blocks_lacking(sequence) <= 0
 
-    def _claim(self, sequence: Sequence) -> int:
+    def num_blocks_lacking(self, sequence: Sequence) -> int:
+        """How many more must come free before there are enough for it; 0 or less where there are."""
+        return self.num_claimed_blocks + self.claim(sequence) - self.free_blocks
+
+    def claim(self, sequence: Sequence) -> int:
         """Blocks that it will take soon: for its committed tokens and one more, unless it can never come to need it."""
         soon = min(self._num_blocks(len(sequence.token_ids)) + 1, self._num_blocks(sequence.num_total))
         return max(0, soon - self._num_blocks(sequence.cached_len))
 
+    def num_known_tokens(self, sequence: Sequence) -> int:
+        """Of its first tokens, those that the target's prefix cache has, as far as known."""
+        size = self.info.kv_block_size
+        num_usable = (len(sequence.token_ids) - 1) // size * size  # one token at least is computed
+        return min(self.prefixes.match(sequence.prefix_hashes) // size * size, num_usable)
+
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.info.kv_block_size)
+
+    # --- who is here
 
     def admit(self, sequence: Sequence) -> None:
         self.sequences[sequence] = None
         sequence.target = self
+        # Until its first chunk tells: whoever comes next must not take a prefix that is there for work to be done.
+        sequence.num_expected_tokens = self.num_known_tokens(sequence)
+        self.prefixes.add(sequence.prefix_hashes)
+        self.recount(sequence)
         self.wake.set()
+
+    def recount(self, sequence: Sequence) -> None:
+        """Brings the sums up to date with a sequence that is here."""
+        claim = self.claim(sequence)
+        num_uncached = len(sequence.token_ids) - max(sequence.cached_len, sequence.num_expected_tokens)
+        self.num_claimed_blocks += claim - sequence.num_claimed_blocks
+        self.num_uncached_tokens += num_uncached - sequence.num_uncached_tokens
+        sequence.num_claimed_blocks, sequence.num_uncached_tokens = claim, num_uncached
+
+    def recount_all(self, sequences: Iterable[Sequence]) -> None:
+        """Of those of a round that are still here."""
+        for sequence in sequences:
+            if sequence.target is self:
+                self.recount(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Gives its blocks back: on the target with the next round, and here already, since that round first releases.
 
         Blocks that it did not compute itself are not counted: others may hold them too.
         """
+        if not self.is_lost:
+            sequence.hash_committed()
+            self.prefixes.add(sequence.prefix_hashes)
         self.drop(sequence)
         self.release(sequence.key)
         self.free_blocks += self._num_blocks(sequence.cached_len) - self._num_blocks(sequence.num_hit_tokens)
@@ -73,6 +120,9 @@ class TargetLink:
     def drop(self, sequence: Sequence) -> None:
         """Forgets a sequence that the target does not hold."""
         del self.sequences[sequence]
+        self.num_claimed_blocks -= sequence.num_claimed_blocks
+        self.num_uncached_tokens -= sequence.num_uncached_tokens
+        sequence.num_claimed_blocks = sequence.num_uncached_tokens = sequence.num_expected_tokens = 0
         sequence.target = sequence.micro_batch = None
 
     def reopen(self, sequence: Sequence) -> None:

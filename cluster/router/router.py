@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import deque
 from functools import partial
 from itertools import count
 
 import numpy as np
 
-from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics, TokenEvent
-from cluster.router.admission import check_request
+from cluster.requests import EventSink, GenerationRequest, GenerationStatistics, TokenEvent
+from cluster.router.admission import check_request, finished_before
 from cluster.router.clock import now
 from cluster.router.learned import LearnedStore
 from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.pairing import check_fits_any, check_same_model, is_paired
+from cluster.router.placement import choose_drafter, place_waiting
 from cluster.router.rounds import TargetRounds
 from cluster.router.sequence import FIRST_ATTEMPT, Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.timings import RoundTimings
 from cluster.router.tree_planner import TreePlanner
+from cluster.router.waiting import Rank, WaitingQueue
 from dflash_core.contracts import Drafter, SequenceKey, Target, TargetInfo
 from dflash_core.errors import DeadlineExceeded, DFlashError, Overloaded, Unavailable
 
@@ -47,7 +48,7 @@ class Router:
         self._drafters: dict[Drafter, DrafterLink] = {}
         self._tasks: dict[TargetLink, asyncio.Task[None]] = {}
         self._sequences: dict[tuple[EventSink, str], Sequence] = {}
-        self._waiting: deque[Sequence] = deque()  # in the order of submission; failed-over and preempted ones in front
+        self._waiting = WaitingQueue(self.settings.queue_ms_per_token / 1e3)
         # Ids must differ between clients, and between routers that share a drafter.
         self._name = secrets.token_hex(4)
         self._numbers = count(1)
@@ -98,9 +99,10 @@ class Router:
         self._tasks[link] = task
         if self._learned is not None and link.info.fc_fingerprint:
             self._learned.open(link.info.fingerprint)
-        for sequence in self._waiting:
+        for sequence in self._waiting.aside:
             if link.could_hold(sequence):
                 sequence.stop_failover_timer()
+                self._waiting.take_back(sequence)
         self.place_waiting()
 
     def remove_target(self, target: Target, reason: str = "it was removed") -> None:
@@ -132,9 +134,6 @@ class Router:
             raise Unavailable("no target is connected to this router")
         handle = (sink, request.sequence_id)
         check_request(request, [link.info for link in self._targets.values()], handle in self._sequences)
-        if len(self._waiting) >= self.settings.max_waiting:
-            raise Overloaded(f"{len(self._waiting)} requests are waiting, the limit is {self.settings.max_waiting}")
-        loop = asyncio.get_running_loop()
         sequence = Sequence(
             request=request,
             sink=sink,
@@ -142,16 +141,29 @@ class Router:
             submitted_at=now(),
             token_ids=np.asarray(request.token_ids).tolist(),
         )
-        finish = _finished_before(sequence)
+        finish = finished_before(sequence)
         if finish is not None:
-            statistics = sequence.statistics(sequence.submitted_at)
-            sink.put([TokenEvent(request.sequence_id, _NO_TOKENS, finish, statistics)])
+            sink.put([TokenEvent(request.sequence_id, _NO_TOKENS, finish, sequence.statistics(sequence.submitted_at))])
             return
+        num_known = max(link.num_known_tokens(sequence) for link in self._targets.values())
+        rank = self._waiting.rank(sequence, len(sequence.token_ids) - num_known)
+        if len(self._waiting) >= self.settings.max_waiting:
+            self._displace(rank)
         self._sequences[handle] = sequence
         if request.timeout_ms > 0:
-            sequence.timer = loop.call_later(request.timeout_ms / 1e3, self._expire, sequence)
-        self._waiting.append(sequence)
+            sequence.deadline = sequence.submitted_at + request.timeout_ms / 1e3
+            sequence.timer = asyncio.get_running_loop().call_later(request.timeout_ms / 1e3, self._expire, sequence)
+        self._waiting.push(sequence, rank)
         self.place_waiting()
+
+    def _displace(self, rank: Rank) -> None:
+        """Makes room in a full queue for a newcomer more urgent than the last in it; else raises `Overloaded`."""
+        retry_after_s = self._waiting.drain_rate.seconds_for(len(self._waiting), now())
+        full = f"{len(self._waiting)} requests are waiting, the limit is {self.settings.max_waiting}"
+        last = self._waiting.displaced_by(rank)
+        if last is None:
+            raise Overloaded(full, retry_after_s=retry_after_s)
+        self.fail(last, Overloaded(f"a more urgent request took its place: {full}", retry_after_s=retry_after_s))
 
     def cancel(self, sequence_id: str, sink: EventSink) -> GenerationStatistics | None:
         """No further event follows; blocks are free within one round. Returns what it cost so far.
@@ -162,12 +174,14 @@ class Router:
         if sequence is None:
             return None
         self.finish(sequence)
+        self.place_waiting()
         return sequence.statistics(now())
 
     def release_client(self, sink: EventSink) -> None:
         """Cancels all sequences of a client that is gone."""
         for sequence in [sequence for sequence in self._sequences.values() if sequence.sink is sink]:
             self.finish(sequence)
+        self.place_waiting()
 
     async def close(self, reason: str = "the router is shutting down") -> None:
         """Fails what is left with `Unavailable` and stops the round loops."""
@@ -196,7 +210,6 @@ class Router:
         if sequence.target is not None:
             sequence.target.remove(sequence)
         del self._sequences[sequence.sink, sequence.request.sequence_id]
-        self.place_waiting()
 
     def fail(self, sequence: Sequence, error: DFlashError) -> None:
         if sequence.phase is Phase.DONE:
@@ -210,6 +223,7 @@ class Router:
             return
         sequence.target.reopen(sequence)
         sequence.next_attempt()
+        sequence.target.recount(sequence)
         sequence.phase = Phase.PREFILLING
 
     def preempt(self, sequence: Sequence) -> None:
@@ -219,7 +233,7 @@ class Router:
         sequence.target.drop(sequence)
         sequence.next_attempt()
         sequence.phase = Phase.WAITING
-        self._waiting.appendleft(sequence)
+        self._waiting.put_back(sequence)
 
     def _may_retry(self, sequence: Sequence, reason: str) -> bool:
         if sequence.phase is Phase.DONE:
@@ -233,32 +247,16 @@ class Router:
 
     def _expire(self, sequence: Sequence) -> None:
         self.fail(sequence, DeadlineExceeded(f"timeout_ms {sequence.request.timeout_ms} ran out"))
+        self.place_waiting()
 
     # --- placement: RoundHost
 
     def choose_drafter(self, target: TargetLink) -> DrafterLink | None:
-        """The least used one that understands this target's features, a slow one only where all are."""
-        fc_fingerprint = target.info.fc_fingerprint
-        if not fc_fingerprint:
-            return None
-        fitting = [link for link in self._drafters.values() if link.info.fingerprint == fc_fingerprint]
-        return min(fitting, key=lambda link: (link.is_slow, link.num_sequences), default=None)
+        return choose_drafter(target, self._drafters.values())
 
     def place_waiting(self) -> None:
-        """First come, first served: the head of the queue goes to the target with the fewest sequences."""
-        for sequence in list(self._waiting):
-            able = [link for link in self._targets.values() if link.could_hold(sequence)]
-            if not able:
-                continue  # its failover timer runs; it must not hold up those that fit a smaller target
-            roomy = [link for link in able if link.has_room_for(sequence)]
-            if not roomy:
-                return
-            self._waiting.remove(sequence)
-            sequence.stop_failover_timer()
-            sequence.phase = Phase.PREFILLING
-            if sequence.admitted_at is None:
-                sequence.admitted_at = now()
-            min(roomy, key=lambda link: len(link.sequences)).admit(sequence)
+        """Starts those of the queue that fit now; see `cluster/router/placement.py`."""
+        place_waiting(self._waiting, self._targets.values(), now())
 
     def target_lost(self, link: TargetLink, reason: str) -> None:
         if link.is_lost:
@@ -270,12 +268,13 @@ class Router:
             link.remove(sequence)
             sequence.next_attempt()
             sequence.phase = Phase.WAITING
-            self._waiting.appendleft(sequence)
+            self._waiting.put_back(sequence)
         for sequence in sequences:
             self._may_retry(sequence, f"target lost: {reason}")
         loop = asyncio.get_running_loop()
-        for sequence in self._waiting:
+        for sequence in [*self._waiting]:
             if sequence.failover_timer is None and not any(o.could_hold(sequence) for o in self._targets.values()):
+                self._waiting.set_aside(sequence)
                 sequence.failover_timer = loop.call_later(
                     self.settings.failover_timeout_s, self._give_up, sequence, reason
                 )
@@ -296,8 +295,8 @@ class Router:
             self.target_lost(link, f"its round loop broke: {error!r}")
 
     def _give_up(self, sequence: Sequence, reason: str) -> None:
-        waited = self.settings.failover_timeout_s
-        self.fail(sequence, Unavailable(f"no target came back within {waited} s of losing the last: {reason}"))
+        waited_s = self.settings.failover_timeout_s
+        self.fail(sequence, Unavailable(f"no target came back within {waited_s} s of losing the last: {reason}"))
 
     def drafter_lost(self, link: DrafterLink, reason: str) -> None:
         if link.is_lost:
@@ -305,12 +304,3 @@ class Router:
         logger.warning("drafter %r is lost with %d sequences: %s", link.address, link.num_sequences, reason)
         link.is_lost = True
         del self._drafters[link.drafter]
-
-
-def _finished_before(sequence: Sequence) -> FinishReason | None:
-    """A resubmission may come with everything already received but the word that it was the end."""
-    if sequence.num_wanted <= 0:
-        return FinishReason.LENGTH
-    if sequence.num_output > 0 and sequence.token_ids[-1] in sequence.stop_ids:
-        return FinishReason.STOP
-    return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics
+from cluster.router.prefixes import PREFIX_BLOCK_TOKENS, extend_hashes
 from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, SequenceKey, TokenIds
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class Sequence:
     skip_drafts: int = 0  # rounds to go on with the root alone, while a refill is on its way
     num_refills: int = 0  # in a row, without a draft in between
     retries: int = 0
-    timer: asyncio.TimerHandle | None = None  # the request's own deadline
+    deadline: float | None = None  # of the request, by the router's clock
+    timer: asyncio.TimerHandle | None = None  # fires then
     failover_timer: asyncio.TimerHandle | None = None
     admitted_at: float | None = None
     first_token_at: float | None = None
@@ -64,10 +66,17 @@ class Sequence:
     tree_nodes: int = 0
     accepted_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, those that the prefix cache had when it was first prefilled
+    waits_for: TargetLink | None = None  # in the queue: the target that is set apart for it until it has room there
+    num_claimed_blocks: int = 0  # these three are its target's, which sums them up; 0 while there is none
+    num_uncached_tokens: int = 0
+    num_expected_tokens: int = 0  # of its prefix, those that its target is thought to have cached
     stop_ids: frozenset[int] = field(init=False)
+    prefix_hashes: list[int] = field(init=False)  # of its whole blocks of `PREFIX_BLOCK_TOKENS`
 
     def __post_init__(self) -> None:
         self.stop_ids = frozenset(self.request.stop_token_ids)
+        self.prefix_hashes = []
+        extend_hashes(self.prefix_hashes, self.request.token_ids)
 
     @property
     def is_new(self) -> bool:
@@ -108,6 +117,11 @@ class Sequence:
             self.first_token_at = now
         self.last_token_at = now
         return kept, finish
+
+    def hash_committed(self) -> None:
+        """Brings `prefix_hashes` up to what the target has cached: the next turn of a conversation begins with it."""
+        start = len(self.prefix_hashes) * PREFIX_BLOCK_TOKENS
+        extend_hashes(self.prefix_hashes, self.token_ids[start : self.cached_len])
 
     def join_drafter(self, link: DrafterLink) -> None:
         self.drafter = link

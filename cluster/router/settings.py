@@ -23,6 +23,8 @@ class RouterSettings:
     micro_batches: most rounds in flight per target. With two, a target verifies one half of its sequences while the
         others are drafted, where that pays.
     max_running: most sequences in one target's rounds. max_waiting: longer queues answer `Overloaded`.
+    queue_ms_per_token: by how much each prompt token that is not cached puts a request back in the queue, so that
+        short ones go first and long ones wait for them a bounded time. 0: first come, first served.
     prefill_chunk_tokens: most prompt tokens of one round, all sequences together.
     draft_wait_ms: how long a drafter may hold a block whose context features have not arrived.
     draft_timeout_ms: how long a round waits for its drafts at most; it waits as long as that pays. Later ones go in
@@ -40,6 +42,7 @@ class RouterSettings:
     micro_batches: int = 2
     max_running: int = 256
     max_waiting: int = 1024
+    queue_ms_per_token: float = 1.0
     prefill_chunk_tokens: int = 512
     draft_wait_ms: int = 200
     draft_timeout_ms: int = 1_000
@@ -55,6 +58,7 @@ class RouterSettings:
             "micro_batches": 1,
             "max_running": 1,
             "max_waiting": 1,
+            "queue_ms_per_token": 0,
             "prefill_chunk_tokens": 1,
             "draft_wait_ms": 0,
             "draft_timeout_ms": 1,

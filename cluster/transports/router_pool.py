@@ -1,4 +1,4 @@
-"""All routers as a gateway sees them: the least loaded takes a request, another takes over when it fails.
+"""All routers as a gateway sees them: one takes a request by its prefix and load, another when that fails or is full.
 
 pool = RouterPool()
 pool.set_endpoints([...])           # as often as routers are listed
@@ -18,11 +18,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from cluster.requests import EventSink, GenerationRequest, TokenEvent
+from cluster.transports.affinity import choose_router
 from cluster.transports.dialer import Dialer
 from cluster.transports.grpc_options import open_channel
 from cluster.transports.router_client import RouterClient
 from dflash_core.contracts import TargetInfo
-from dflash_core.errors import DeadlineExceeded, DFlashError, InvalidRequest, Unavailable
+from dflash_core.errors import DeadlineExceeded, DFlashError, InvalidRequest, Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class _Submission:
     num_losses: int = 0  # routers that took it and failed it
     parked_since: float | None = None  # of the failures in a row, without a token in between
     refusal: DFlashError | None = None
+    full: set[RouterClient] = field(default_factory=set)  # those whose queue had no place for it, this time round
 
     def remaining(self, now: float) -> GenerationRequest:
         """What is still to be done, for the next router: the tokens received count as committed."""
@@ -122,6 +124,8 @@ class RouterPool:
             if isinstance(event.error, Unavailable):
                 self._park(submission, event.error)
                 continue
+            if isinstance(event.error, Overloaded) and self._place_elsewhere(submission, event.error):
+                continue
             if len(event.token_ids):
                 submission.received += event.token_ids.tolist()
                 submission.parked_since = None
@@ -134,18 +138,39 @@ class RouterPool:
     # --- placing
 
     def _place(self, submission: _Submission) -> None:
-        """On the router with the fewest sequences of this gateway; parks it where there is none."""
-        ready = [client for client in self._clients.values() if client.is_ready]
+        """On the router of its prefix or the least loaded; parks it where there is none."""
+        ready = self._ready_for(submission)
         if not ready:
             self._park(submission, submission.refusal or Unavailable("no router with a target is connected"))
             return
-        client = min(ready, key=lambda client: client.num_active)
+        request = submission.request
+        client = choose_router(request.token_ids[: request.num_prompt_tokens], ready)
         submission.client = client
         client.submit(submission.remaining(time.monotonic()), self)
+
+    def _ready_for(self, submission: _Submission) -> list[RouterClient]:
+        return [client for client in self._clients.values() if client.is_ready and client not in submission.full]
+
+    def _place_elsewhere(self, submission: _Submission, refusal: Overloaded) -> bool:
+        """Asks the routers that have not said yet that they are full; False where there are none.
+
+        Its client has tokens already: then it waits for a place as for a router that comes back.
+        """
+        assert submission.client is not None, f"{submission.request.sequence_id} is refused where it is not"
+        submission.full.add(submission.client)
+        if self._ready_for(submission):
+            self._place(submission)
+            return True
+        if not submission.received:
+            return False
+        submission.client = None  # it did not take it: that is no loss
+        self._park(submission, refusal)
+        return True
 
     def _park(self, submission: _Submission, refusal: DFlashError) -> None:
         submission.num_losses += submission.client is not None
         submission.client = None
+        submission.full.clear()
         submission.refusal = refusal
         if submission.num_losses > _MOST_LOSSES:
             self._fail(submission, refusal)

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.requests import Strategy
-from deployments.cli.options import ModelPair, SamplingOptions
+from cluster.requests import HIGHEST_PRIORITY, LOWEST_PRIORITY, LatencyClass, Strategy
+from deployments.cli.options import ModelPair, RequestOptions
 from dflash_core.errors import DFlashError
 
 app = typer.Typer(
@@ -39,6 +39,16 @@ MinP = Annotated[float, typer.Option(help="Keep tokens of at least this part of 
 Seed = Annotated[int | None, typer.Option(min=0, help="Same seed, same text. Drawn when it is absent.")]
 TreeBudget = Annotated[int | None, typer.Option(min=0, help="Draft tree nodes a round; 0 decodes plainly.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be given up to 4 times.")]
+Priority = Annotated[
+    int,
+    typer.Option(
+        min=HIGHEST_PRIORITY,
+        max=LOWEST_PRIORITY,
+        show_default="0",
+        help="Of the requests that wait, a lower number goes first.",
+    ),
+]
+Urgency = Annotated[LatencyClass, typer.Option(help="Of one priority, the more urgent class goes first.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say, on stderr, what took how much memory.")]
 ShowStatistics = Annotated[bool, typer.Option("--stats", help="Say afterwards, on stderr, how it was decoded.")]
 
@@ -82,7 +92,7 @@ def generate(
         target=target,
         drafter=drafter,
         strategy=strategy,
-        options=SamplingOptions(max_tokens, temperature, top_k, top_p, min_p, seed, tree_budget),
+        options=RequestOptions(max_tokens, temperature, top_k, top_p, min_p, seed, tree_budget),
         stats=stats,
     )
 
@@ -101,12 +111,25 @@ def complete(
     seed: Seed = None,
     stop: Stop = None,
     tree_budget: TreeBudget = None,
+    priority: Priority = 0,
+    latency_class: Urgency = LatencyClass.STANDARD,
     stats: ShowStatistics = False,
 ) -> None:
     """Continue a prompt on a running server."""
     from deployments.cli.complete import complete_over_grpc, complete_over_http
 
-    options = SamplingOptions(max_tokens, temperature, top_k, top_p, min_p, seed, tree_budget, tuple(stop or ()))
+    options = RequestOptions(
+        max_tokens,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        seed,
+        tree_budget,
+        tuple(stop or ()),
+        priority,
+        latency_class,
+    )
     if transport is Transport.GRPC:
         complete_over_grpc(_prompt(prompt), server or "127.0.0.1:9000", model, options, stats)
     else:

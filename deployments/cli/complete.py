@@ -9,8 +9,9 @@ from typing import Any
 import grpc
 import httpx
 
+from cluster.requests import LatencyClass
 from deployments.cli.console import note_line, write_piece
-from deployments.cli.options import SamplingOptions
+from deployments.cli.options import RequestOptions
 from dflash_core.errors import DFlashError, Unavailable
 from protos import inference_pb2, inference_pb2_grpc
 
@@ -18,7 +19,7 @@ from protos import inference_pb2, inference_pb2_grpc
 HTTP_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 
 
-def complete_over_http(prompt: str, server: str, model: str | None, options: SamplingOptions, stats: bool) -> None:
+def complete_over_http(prompt: str, server: str, model: str | None, options: RequestOptions, stats: bool) -> None:
     """Raises `Unavailable` where nothing answers, `DFlashError` with the server's own message where it refuses."""
     body: dict[str, Any] = {
         "prompt": prompt,
@@ -30,7 +31,14 @@ def complete_over_http(prompt: str, server: str, model: str | None, options: Sam
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    chosen = {"model": model, "seed": options.seed, "tree_budget": options.tree_budget, "stop": list(options.stop)}
+    chosen = {
+        "model": model,
+        "seed": options.seed,
+        "tree_budget": options.tree_budget,
+        "stop": list(options.stop),
+        "priority": options.priority or None,
+        "latency_class": None if options.latency_class is LatencyClass.STANDARD else options.latency_class.value,
+    }
     body |= {name: value for name, value in chosen.items() if value not in (None, [])}
     last: dict[str, Any] = {}
     try:
@@ -76,7 +84,7 @@ def _http_error(response: httpx.Response) -> str:
     return f"{message} (HTTP {response.status_code})"
 
 
-def complete_over_grpc(prompt: str, server: str, model: str | None, options: SamplingOptions, stats: bool) -> None:
+def complete_over_grpc(prompt: str, server: str, model: str | None, options: RequestOptions, stats: bool) -> None:
     """Raises `Unavailable` where nothing answers, `DFlashError` with the server's own message where it refuses."""
     request = inference_pb2.GenerateRequest(
         model=model or "",
@@ -89,6 +97,8 @@ def complete_over_grpc(prompt: str, server: str, model: str | None, options: Sam
         seed=options.seed,
         tree_budget=options.tree_budget,
         stop=options.stop,
+        priority=options.priority,
+        latency_class=inference_pb2.LatencyClass.Value(f"LATENCY_CLASS_{options.latency_class.name}"),
     )
     response = inference_pb2.GenerateResponse()
     with grpc.insecure_channel(server) as channel:

@@ -7,12 +7,12 @@ from cluster.outputs import DecodingOptions
 from cluster.requests import Strategy
 from cluster.router import RoundTimings
 from deployments.cli.console import note_line, write_piece
-from deployments.cli.options import ModelPair, SamplingOptions
+from deployments.cli.options import ModelPair, RequestOptions
 from dflash_core.embedded import TARGET_NAME
 
 
 def generate_text(
-    prompt: str, *, target: str | None, drafter: str | None, strategy: Strategy, options: SamplingOptions, stats: bool
+    prompt: str, *, target: str | None, drafter: str | None, strategy: Strategy, options: RequestOptions, stats: bool
 ) -> None:
     """Raises what the engine raises; `InvalidSettings` for a target of one's own without its drafter."""
     if strategy is Strategy.NONE:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.requests import LatencyClass
 from dflash_core.embedded import DRAFTER_NAME, TARGET_NAME
 from dflash_core.errors import InvalidSettings
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingOptions:
+class RequestOptions:
     """As on the command line; the far end checks the ranges. `None` leaves a choice to the far end."""
 
     max_tokens: int
@@ -20,6 +21,8 @@ class SamplingOptions:
     seed: int | None
     tree_budget: int | None
     stop: tuple[str, ...] = ()
+    priority: int = 0
+    latency_class: LatencyClass = LatencyClass.STANDARD
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,14 +95,14 @@ async def test_what_will_never_be_written_is_not_claimed() -> None:
 
 async def test_an_empty_target_takes_whatever_fits_it() -> None:
     """Even where nothing is left to write on: nobody claims what it can never come to need."""
-    async with make_world(3) as world:
+    async with make_world(3, queue_ms_per_token=0) as world:
         world.add_target(num_blocks=10, kv_block_size=8)
         requests = [long_request(world, "small", 9, 5), long_request(world, "whole", 79, 1)]
         requests += [long_request(world, f"s{i}", 9, 20) for i in range(3)]
         for request in requests:
             world.router.submit(request, world.client)
         await world.check_same_tokens(requests)
-        # Nobody overtakes the one that waits for all the blocks.
+        # Nobody behind it overtakes the one that waits for all the blocks.
         assert [name for name, _ in first_chunks(world.targets[0])][:3] == ["small", "whole", "s0"]
         await world.check_nothing_left()
 

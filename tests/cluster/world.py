@@ -13,6 +13,19 @@ from cluster.router import Router, RouterSettings
 from tests.cluster.simulated import Client, Network, SimulatedDrafter, SimulatedTarget, decode_plainly, until
 
 
+class CheckedRouter(Router):
+    """Compares the sums of every target with its sequences whenever somebody may start by them."""
+
+    def place_waiting(self) -> None:
+        for link in self._targets.values():
+            assert link.num_claimed_blocks == sum(link.claim(sequence) for sequence in link.sequences)
+            assert link.num_uncached_tokens == sum(
+                len(sequence.token_ids) - max(sequence.cached_len, sequence.num_expected_tokens)
+                for sequence in link.sequences
+            )
+        super().place_waiting()
+
+
 @dataclass
 class World:
     rng: random.Random
@@ -63,7 +76,7 @@ class World:
 async def make_world(seed: int, drop: float = 0.0, delay_s: float = 0.0, **settings: Any) -> AsyncIterator[World]:
     rng = random.Random(seed)
     defaults: dict[str, Any] = {"draft_timeout_ms": 40, "prefill_chunk_tokens": 24, "tree_budget": 8}
-    router = Router(RouterSettings(**{**defaults, **settings}))
+    router = CheckedRouter(RouterSettings(**{**defaults, **settings}))
     world = World(rng, Network(rng, drop, delay_s), router)
     try:
         yield world

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from cluster.requests import FinishReason
+from cluster.requests import FinishReason, LatencyClass
 from deployments.generation import GenerationService
 from deployments.job import GenerationJob, JobStatistics, TextDelta
 from deployments.settings import LimitSettings
@@ -51,6 +51,13 @@ async def test_outputs_have_their_own_seeds_and_ids() -> None:
     assert [request.stop_token_ids for request in routers.requests] == [(0,)] * 4
     assert sorted({delta.index for delta in deltas}) == [0, 1, 2, 3]
     assert (statistics.prompt_tokens, statistics.output_tokens) == (4, 12)
+
+
+async def test_every_output_is_as_urgent_as_its_job() -> None:
+    routers = ScriptedRouters()
+    job = GenerationJob(None, ("x",), num_choices=2, latency_class=LatencyClass.BATCH, priority=-7)
+    await _run(routers, job)
+    assert [(request.latency_class, request.priority) for request in routers.requests] == [(LatencyClass.BATCH, -7)] * 2
 
 
 async def test_a_prompt_counts_once_however_many_choices_it_has() -> None:

@@ -50,6 +50,42 @@ def test_extensions() -> None:
     assert completion_job(_parse(prompt="a", timeout_ms=50), "20").timeout_ms == 20
 
 
+@pytest.mark.parametrize(
+    ("fields", "priority", "latency_class"),
+    [
+        ({}, 0, "standard"),
+        ({"priority": None, "latency_class": None, "service_tier": None}, 0, "standard"),
+        ({"priority": -3, "latency_class": "interactive"}, -3, "interactive"),
+        ({"priority": 2**31 - 1, "latency_class": "batch"}, 2**31 - 1, "batch"),
+        ({"service_tier": "auto"}, 0, "standard"),
+        ({"service_tier": "default", "latency_class": "standard"}, 0, "standard"),
+        ({"service_tier": "flex"}, 0, "batch"),
+        ({"service_tier": "priority", "latency_class": "interactive"}, 0, "interactive"),
+    ],
+)
+def test_how_urgent_a_request_is(fields: dict[str, Any], priority: int, latency_class: str) -> None:
+    job = completion_job(_parse(prompt="a", **fields))
+    assert (job.priority, job.latency_class.value) == (priority, latency_class)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"priority": 2**31}, "priority", ["2147483647", "2147483648"]),
+        ({"priority": "high"}, "priority", ["high"]),
+        ({"priority": 1.5}, "priority", ["1.5"]),
+        ({"latency_class": "flex"}, "latency_class", ["flex", "interactive", "standard", "batch"]),
+        ({"service_tier": "scale"}, "service_tier", ["scale", "auto", "default", "flex", "priority"]),
+        ({"service_tier": "flex", "latency_class": "standard"}, "service_tier", ["flex", "batch", "standard"]),
+    ],
+)
+def test_an_urgency_that_there_is_not_is_refused(fields: dict[str, Any], param: str, words: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        completion_job(_parse(prompt="a", **fields))
+    assert caught.value.param == param
+    assert all(word in caught.value.message for word in words)
+
+
 def test_unsupported_fields_pass_at_their_defaults() -> None:
     body = _parse(
         prompt="a",
