@@ -14,7 +14,7 @@ from benchmarks.traces.trace import Trace
 from cluster.bench.prompts import default_prompts, read_prompts
 from cluster.engine import DEFAULT_DRAFTER, DEFAULT_TARGET
 from cluster.loading import load_tokenizer
-from dflash_core.contracts import SamplingParams
+from dflash_core.contracts import DraftRanking, SamplingParams
 from dflash_core.errors import InvalidRequest
 from dflash_core.runners.drafter import DrafterRunner
 from dflash_core.runners.settings import DrafterSettings, TargetSettings
@@ -39,14 +39,11 @@ def main(
 ) -> None:
     if not out.absolute().parent.is_dir():
         raise InvalidRequest(f"cannot write {out}: its folder does not exist")
-    settings = {
-        "num_candidates": num_candidates,
-        "shared_noise": shared_noise,
-        "truncation_penalty": truncation_penalty,
-    }
+    ranking = DraftRanking(uses_noise=shared_noise, truncation_penalty=truncation_penalty)
+    settings = DrafterSettings.model_validate({"num_candidates": num_candidates})
     tokenizer = load_tokenizer(target)
     target_runner = TargetRunner.load(target, drafter, TargetSettings.model_validate({"prefix_caching": False}))
-    drafter_runner = DrafterRunner.load(drafter, target, DrafterSettings.model_validate(settings))
+    drafter_runner = DrafterRunner.load(drafter, target, settings)
     chosen = (default_prompts() if prompts is None else read_prompts(prompts))[:max_prompts]
     token_ids = [np.asarray(tokenizer.encode(prompt.prompt).ids, np.int32) for prompt in chosen]
     sequences = []
@@ -55,7 +52,7 @@ def main(
             SamplingParams(temperature=value, top_k=top_k, top_p=top_p, seed=output_seed(seed, index, 0))
             for index in range(len(chosen))
         ]
-        sequences += list(record(target_runner, drafter_runner, token_ids, sampling, max_tokens))
+        sequences += list(record(target_runner, drafter_runner, token_ids, sampling, ranking, max_tokens))
         console().print(f"temperature {value:g}: {len(chosen)} sequences")
     Trace(target, drafter, tuple(sequences)).save(out)
 

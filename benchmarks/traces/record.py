@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.traces.trace import SequenceTrace
-from dflash_core.contracts import DraftBlock, Prefill, RoundRequest, SamplingParams, SequenceKey, TreeRows
+from dflash_core.contracts import DraftBlock, DraftRanking, Prefill, RoundRequest, SamplingParams, SequenceKey, TreeRows
 from dflash_core.runners.drafter import DrafterRunner
 from dflash_core.runners.target import TargetRunner
 from dflash_core.trees.structure import root_only
@@ -36,6 +36,7 @@ def record(
     drafter: DrafterRunner,
     prompts: Sequence[npt.NDArray[np.int32]],
     sampling: Sequence[SamplingParams],
+    ranking: DraftRanking,
     max_tokens: int,
 ) -> Iterator[SequenceTrace]:
     """One trace per prompt, up to its end-of-sequence token or `max_tokens`. All prompts decode together."""
@@ -57,7 +58,7 @@ def record(
         _round(target, drafter, RoundRequest(1, prefills=(prefill,)), [sequence])
     everyone = list(running)
     while running:
-        blocks = [DraftBlock(s.key, s.tokens[-1], s.root_position, s.sampling) for s in running]
+        blocks = [DraftBlock(s.key, s.tokens[-1], s.root_position, s.sampling, ranking) for s in running]
         for sequence, draft in zip(running, drafter.draft(blocks), strict=True):
             assert len(draft.token_ids), draft
             sequence.ids.append(draft.token_ids)

@@ -1,7 +1,7 @@
 """Drafting and context on a device: as `DevicePass`, no kernel waits for the host.
 
 ```
-blocks     roots, lengths, tables, sampling ─ one copy ─► forward → rank ─ one copy ─► candidates
+blocks     roots, lengths, tables, sampling, ranking ─ one copy ─► forward → rank ─ one copy ─► candidates
 features   of many sequences' chunks ─ one copy ─► keys and values of every layer → pages
 ```
 """
@@ -31,7 +31,7 @@ from dflash_core.runners.device_result import PinnedResult
 from dflash_core.runners.draft_pass import BlockRows
 from dflash_core.runners.settings import DrafterSettings
 from dflash_core.runners.stages import StageClock
-from dflash_core.sampling.arrays import SAMPLING_ARRAYS, fill_sampling
+from dflash_core.sampling.arrays import RANKING_ARRAYS, SAMPLING_ARRAYS, fill_ranking, fill_sampling
 from dflash_core.sampling.device.rank import rank_candidates_op
 from dflash_core.staged_arrays import ArraySpec, StagedArrays
 
@@ -119,8 +119,8 @@ class DeviceDraftPass:
 
     def _arrays(self, num_blocks: int) -> dict[str, ArraySpec]:
         sampled = num_blocks * self._model.config.depth
-        sampling = {name: ArraySpec((sampled,), dtype) for name, dtype in SAMPLING_ARRAYS.items()}
-        return {"root_tokens": ArraySpec((num_blocks,)), **sampling, **batch_arrays(self._batch_size(num_blocks))}
+        of_rows = {name: ArraySpec((sampled,), dtype) for name, dtype in (SAMPLING_ARRAYS | RANKING_ARRAYS).items()}
+        return {"root_tokens": ArraySpec((num_blocks,)), **of_rows, **batch_arrays(self._batch_size(num_blocks))}
 
     def _batch_size(self, num_blocks: int) -> BatchSize:
         return BatchSize(num_blocks * self._model.config.draft_block_size, num_blocks, self._max_table)
@@ -135,6 +135,7 @@ class DeviceDraftPass:
         host["root_tokens"][: blocks.num_blocks] = blocks.root_tokens
         host["root_tokens"][blocks.num_blocks : size] = 0
         fill_sampling(host, blocks.sampling, size * config.depth)
+        fill_ranking(host, blocks.ranking, size * config.depth)
 
     def _launch(self, size: int) -> None:
         """Everything that the device does. Nothing in here reads from it or depends on what it holds."""
@@ -157,16 +158,8 @@ class DeviceDraftPass:
             own = [x for x in work.tensors if x is not work.header]
             mark_dynamic([root_tokens, positions, causal.batch.first_row, *own])
         logits = self._forward(root_tokens, positions, step)
-        sampling = (inputs[name][: size * config.depth] for name in SAMPLING_ARRAYS)
-        ids, scores = rank_candidates_op(
-            logits,
-            *sampling,
-            self._vocab_size,
-            self._num_candidates,
-            settings.sharpness,
-            settings.truncation_penalty,
-            settings.shared_noise,
-        )
+        of_rows = (inputs[name][: size * config.depth] for name in (*SAMPLING_ARRAYS, *RANKING_ARRAYS))
+        ids, scores = rank_candidates_op(logits, *of_rows, self._vocab_size, self._num_candidates, settings.sharpness)
         found = self._result.device.view(torch.int32).view(self._found)[: len(ids)]
         found[:, 0].copy_(ids)
         found[:, 1].copy_(scores.view(torch.int32))

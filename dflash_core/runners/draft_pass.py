@@ -11,9 +11,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from dflash_core.cache.pools import Slots
-from dflash_core.contracts import SamplingParams, TokenIds
+from dflash_core.contracts import DraftRanking, SamplingParams, TokenIds
 from dflash_core.runners.stages import StageClock
-from dflash_core.sampling.arrays import SamplingArrays
+from dflash_core.sampling.arrays import RankingArrays, SamplingArrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class BlockRows:
     context_lens: npt.NDArray[np.int32]  # [num_blocks]
     block_tables: Sequence[npt.NDArray[np.int32]]  # [num_blocks] of context blocks
     sampling: SamplingArrays  # [num_blocks · depth] of the slots 1 …, block after block
+    ranking: RankingArrays  # of the same rows
 
     @classmethod
     def of(
@@ -32,13 +33,16 @@ class BlockRows:
         context_lens: Sequence[int],
         block_tables: Sequence[npt.NDArray[np.int32]],
         params: Sequence[SamplingParams],
+        rankings: Sequence[DraftRanking],
         depth: int,
     ) -> BlockRows:
         lens = np.array(context_lens, np.int32)
         # Slot i's candidates are for position context_len + i: the noise of that position ranks them.
         positions = lens[:, None] + np.arange(1, depth + 1)
-        sampling = SamplingArrays.repeated(params, [depth] * len(params), positions.reshape(-1))
-        return cls(np.array(roots, np.int32), lens, block_tables, sampling)
+        counts = [depth] * len(params)
+        sampling = SamplingArrays.repeated(params, counts, positions.reshape(-1))
+        ranking = RankingArrays.repeated(rankings, counts, sampling.temperature)
+        return cls(np.array(roots, np.int32), lens, block_tables, sampling, ranking)
 
     @property
     def num_blocks(self) -> int:

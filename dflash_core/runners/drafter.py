@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from dflash_core.attention.backend import AttentionBackend, picks_triton
-from dflash_core.contracts import ContextAck, ContextChunk, Draft, DraftBlock, DrafterInfo, SamplingParams, SequenceKey
+from dflash_core.contracts import (
+    ContextAck,
+    ContextChunk,
+    Draft,
+    DraftBlock,
+    DrafterInfo,
+    DraftRanking,
+    SamplingParams,
+    SequenceKey,
+)
 from dflash_core.errors import ProtocolError
 from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
 from dflash_core.models.cpu_drafter import fuse_drafter
@@ -185,8 +194,13 @@ class DrafterRunner:
             [block.context_len for block in blocks],
             [self._context.block_table(block.key) for block in blocks],
             [block.sampling for block in blocks],
+            [self._ranking(block) for block in blocks],
             self._model.config.depth,
         )
+
+    def _ranking(self, block: DraftBlock) -> DraftRanking:
+        """As the block asks, without noise where the settings switch it off for all."""
+        return block.ranking if self._settings.shared_noise else replace(block.ranking, uses_noise=False)
 
     @torch.inference_mode()
     def warm_up(self) -> None:

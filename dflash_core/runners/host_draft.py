@@ -16,7 +16,7 @@ from dflash_core.runners.draft_pass import BlockRows
 from dflash_core.runners.settings import DrafterSettings
 from dflash_core.runners.stages import StageClock
 from dflash_core.sampling.candidates import rank_candidates
-from dflash_core.sampling.rows import SamplingRows
+from dflash_core.sampling.rows import RankingRows, SamplingRows
 
 
 class HostDraftPass:
@@ -45,17 +45,15 @@ class HostDraftPass:
         """The first pass has compiled what is compiled."""
 
     def run(self, blocks: BlockRows, clock: StageClock) -> tuple[TokenIds, npt.NDArray[np.float32]]:
-        settings = self._settings
         logits = self._forward(blocks)
         clock.lap("forward")
         ids, scores = rank_candidates(
             logits,
             SamplingRows.on(blocks.sampling, self._device),
+            RankingRows.on(blocks.ranking, self._device),
             self._vocab_size,
             self._num_candidates,
-            settings.sharpness,
-            settings.truncation_penalty,
-            settings.shared_noise,
+            self._settings.sharpness,
         )
         shape = (blocks.num_blocks, self._model.config.depth, self._num_candidates)
         found = ids.cpu().numpy().reshape(shape), scores.cpu().numpy().reshape(shape)

@@ -67,9 +67,10 @@ class DrafterSettings(BaseModel):
     num_candidates: int = Field(
         64, ge=1, description="likeliest tokens told per depth; at most the vocabulary, on cuda 512 of it"
     )
-    shared_noise: bool = Field(True, description="rank candidates with the noise that the target will add")
+    shared_noise: bool = Field(
+        True, description="rank candidates with the noise that the target will add, where the router asks for it"
+    )
     sharpness: float = Field(1.0, gt=0, description="divides the scores of sampled candidates")
-    truncation_penalty: float = Field(2.0, ge=0, description="nats off for candidates beyond top-k, top-p or min-p")
     compile: bool = Field(True, description="fuse the model's operators with torch.compile; where attention is triton")
     cuda_graphs: bool = Field(True, description="replay steps of padded sizes as CUDA graphs; on cuda")
     max_batch_blocks: int = Field(64, ge=1, description="most draft blocks in one forward; more go in several")

@@ -1,4 +1,4 @@
-"""`SamplingArrays`: how the token of each row is chosen, as arrays of the host."""
+"""How the token of each row is chosen, and how a drafter ranks the candidates for it, as arrays of the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dflash_core.contracts import SamplingParams
+from dflash_core.contracts import DraftRanking, SamplingParams
 
 # Below this temperature the noise is smaller than the rounding of a logit, and logits / T may overflow: greedy.
 LEAST_TEMPERATURE = 1e-5
@@ -25,6 +25,9 @@ SAMPLING_ARRAYS: dict[str, type[np.generic]] = {
     "seeds": np.int64,
     "chosen_positions": np.int64,
 }
+
+# The fields of `RankingArrays`, in the order in which the device's operator takes them.
+RANKING_ARRAYS: dict[str, type[np.generic]] = {"noise_scale": np.float32, "truncation_penalty": np.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,36 @@ class SamplingArrays:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RankingArrays:
+    noise_scale: npt.NDArray[np.float32]  # [rows]: the temperature where the noise ranks, 0 where it does not
+    truncation_penalty: npt.NDArray[np.float32]  # [rows], nats
+
+    @classmethod
+    def repeated(
+        cls,
+        rankings: Sequence[DraftRanking],
+        counts: Sequence[int] | npt.NDArray[np.integer],
+        temperature: npt.NDArray[np.float32],
+    ) -> RankingArrays:
+        """Each of `rankings` for as many rows as `counts` says; `temperature [rows]` as in `SamplingArrays`."""
+        uses_noise = np.array([r.uses_noise for r in rankings], np.bool_)
+        penalties = np.array([r.truncation_penalty for r in rankings], np.float32)
+        noise_scale = np.where(np.repeat(uses_noise, counts), temperature, np.float32(0.0))
+        return cls(noise_scale, np.repeat(penalties, counts))
+
+
 def fill_sampling(host: Mapping[str, npt.NDArray[Any]], arrays: SamplingArrays, size: int) -> None:
     """Writes `arrays` into arrays of the same names, and up to `size` rows that are greedy."""
     for name in SAMPLING_ARRAYS:
         values = getattr(arrays, name)
         host[name][: len(values)] = values
         host[name][len(values) : size] = 1 if name == "top_p" else 0
+
+
+def fill_ranking(host: Mapping[str, npt.NDArray[Any]], arrays: RankingArrays, size: int) -> None:
+    """Writes `arrays` into arrays of the same names, and zeros up to `size` rows."""
+    for name in RANKING_ARRAYS:
+        values = getattr(arrays, name)
+        host[name][: len(values)] = values
+        host[name][len(values) : size] = 0

@@ -10,31 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dflash_core.contracts import SamplingParams
+from dflash_core.contracts import DEFAULT_RANKING, SamplingParams
 from dflash_core.sampling.kernels_cpu import rank_rows
-from dflash_core.sampling.rows import SamplingRows
+from dflash_core.sampling.rows import RankingRows, SamplingRows
 
 
 def rank_candidates(
     logits: Tensor,
     rows: SamplingRows,
+    ranking: RankingRows,
     vocab_size: int,
     num_candidates: int,
     sharpness: float,
-    truncation_penalty: float,
-    use_noise: bool,
 ) -> tuple[Tensor, Tensor]:
     """The likeliest tokens of every row: ids int32 and log-probabilities fp32, both `[rows, num_candidates]`.
 
-    Score = log_softmax((l + T·g − c·[id outside the row's top-k, top-p, min-p]) / s), with g = 0 where `use_noise` is
-    off; a greedy row has log_softmax(l). Sorted best first, equal scores by the lowest id.
+    Score = log_softmax((l + n·g − c·[id outside the row's top-k, top-p, min-p]) / s), with g the noise and n the row's
+    temperature, or 0 where the row is ranked without noise; a greedy row has log_softmax(l). Sorted best first, equal
+    scores by the lowest id.
 
     Args:
         logits: l, any float dtype, `[rows, width]`, on the CPU or a GPU; ids from `vocab_size` on are padding.
         rows: on the device of `logits`; `positions` are those of the tokens predicted.
+        ranking: there too: n, and c in nats before division by s.
         num_candidates: at most `vocab_size`, and on a GPU at most 512 (`InvalidSettings` beyond).
         sharpness: s, above 0.
-        truncation_penalty: c, in nats before division by s.
     """
     assert 0 < num_candidates <= vocab_size, (num_candidates, vocab_size)
     assert sharpness > 0.0, sharpness
@@ -50,11 +50,11 @@ def rank_candidates(
             rows.min_p,
             rows.seeds,
             rows.positions,
+            ranking.noise_scale,
+            ranking.truncation_penalty,
             vocab_size,
             num_candidates,
             sharpness,
-            truncation_penalty,
-            use_noise,
         )
         return ranked
     ids = np.empty((len(logits), num_candidates), np.int32)
@@ -68,9 +68,9 @@ def rank_candidates(
         rows.min_p.numpy(),
         rows.seeds.numpy(),
         rows.positions.numpy(),
+        ranking.noise_scale.numpy(),
+        ranking.truncation_penalty.numpy(),
         np.float32(sharpness),
-        np.float32(truncation_penalty),
-        use_noise,
         ids,
         scores,
     )
@@ -79,4 +79,5 @@ def rank_candidates(
 
 def warm_up() -> None:
     """Compiles (or loads from the cache) the CPU path, so that the first draft does not wait for it."""
-    rank_candidates(torch.zeros(1, 1), SamplingRows.of([(SamplingParams(), 0)]), 1, 1, 1.0, 0.0, False)
+    rows = SamplingRows.of([(SamplingParams(), 0)])
+    rank_candidates(torch.zeros(1, 1), rows, RankingRows.of([DEFAULT_RANKING], rows), 1, 1, 1.0)

@@ -215,9 +215,9 @@ def rank_rows(
     min_p: Floats,
     seeds: Longs,
     positions: Longs,
+    noise_scale: Floats,  # [rows]; 0 is without noise
+    truncation_penalty: Floats,  # [rows]
     sharpness: np.float32,
-    truncation_penalty: np.float32,
-    use_noise: bool,
     ids: Ints,  # [rows, K], out
     scores: Floats,  # [rows, K], out
 ) -> None:
@@ -232,9 +232,9 @@ def rank_rows(
     exponents = np.empty(CHUNK, np.int32)
     for row in range(len(logits)):
         is_greedy = temperature[row] == np.float32(0.0)
-        is_noisy = use_noise and not is_greedy
+        row_noise_scale = np.float32(0.0) if is_greedy else noise_scale[row]
+        is_noisy = row_noise_scale > np.float32(0.0)
         scale = np.float32(1.0) if is_greedy else sharpness
-        noise_scale = temperature[row] if is_noisy else np.float32(0.0)
         if not is_greedy:
             for i in range(num_ids):
                 values[i] = logits[row, i] / temperature[row] + np.float32(0.0)
@@ -246,7 +246,7 @@ def rank_rows(
         best, least, count = -_INF, -_INF, 0
         for start in range(0, padded, CHUNK):
             chunk = values[start : start + CHUNK]
-            most = (_largest(chunk, 0, CHUNK) + noise_scale * MOST_NOISE) / scale
+            most = (_largest(chunk, 0, CHUNK) + row_noise_scale * MOST_NOISE) / scale
             if count == num_candidates and most <= least and most < best - NEGLIGIBLE_NATS:
                 chunk[:] = -_INF
                 continue
@@ -254,10 +254,10 @@ def rank_rows(
                 fill_words(seeds[row], positions[row], start, words)
                 gumbel_chunk(words, noise, exponents, mantissas)
                 for i in range(CHUNK):
-                    chunk[i] += noise_scale * noise[i]
+                    chunk[i] += row_noise_scale * noise[i]
             if is_truncated:
                 for i in range(CHUNK):
-                    chunk[i] -= truncation_penalty if outside[start + i] else np.float32(0.0)
+                    chunk[i] -= truncation_penalty[row] if outside[start + i] else np.float32(0.0)
             if scale != np.float32(1.0):
                 for i in range(CHUNK):
                     chunk[i] /= scale

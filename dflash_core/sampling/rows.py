@@ -1,4 +1,4 @@
-"""`SamplingRows`: how the token of each row of a batch is chosen, as tensors."""
+"""`SamplingRows`, `RankingRows`: how each row's token is chosen and its candidates are ranked, as tensors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dflash_core.contracts import SamplingParams
-from dflash_core.sampling.arrays import SamplingArrays
+from dflash_core.contracts import DraftRanking, SamplingParams
+from dflash_core.sampling.arrays import RankingArrays, SamplingArrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,4 +43,26 @@ class SamplingRows:
             min_p=torch.from_numpy(arrays.min_p).to(device),
             seeds=torch.from_numpy(arrays.seeds).to(device),
             positions=torch.from_numpy(arrays.chosen_positions).to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RankingRows:
+    """What a drafter's ranking adds to the parameters of every row. Nothing of it matters in a greedy row."""
+
+    noise_scale: Tensor  # fp32 [rows]: the temperature where the noise ranks, 0 where it does not
+    truncation_penalty: Tensor  # fp32 [rows], nats
+
+    @classmethod
+    def of(cls, rankings: Sequence[DraftRanking], rows: SamplingRows) -> RankingRows:
+        """One ranking for each of `rows`, on their device."""
+        temperature = rows.temperature.cpu().numpy()
+        return cls.on(RankingArrays.repeated(rankings, [1] * len(rankings), temperature), rows.temperature.device)
+
+    @classmethod
+    def on(cls, arrays: RankingArrays, device: torch.device | str = "cpu") -> RankingRows:
+        """Those rows on a device."""
+        return cls(
+            noise_scale=torch.from_numpy(arrays.noise_scale).to(device),
+            truncation_penalty=torch.from_numpy(arrays.truncation_penalty).to(device),
         )

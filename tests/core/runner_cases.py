@@ -14,7 +14,15 @@ import torch
 from torch._inductor.utils import run_and_get_code
 
 from dflash_core.attention.split_kv.launch import is_interpreted
-from dflash_core.contracts import ContextChunk, DraftBlock, DraftTree, SamplingParams, SequenceKey, TreeRows
+from dflash_core.contracts import (
+    ContextChunk,
+    DraftBlock,
+    DraftRanking,
+    DraftTree,
+    SamplingParams,
+    SequenceKey,
+    TreeRows,
+)
 from dflash_core.models.drafter_config import LayerAttention
 from dflash_core.raw_tensor import to_raw
 from dflash_core.runners.captured import padded_count, padded_counts
@@ -142,7 +150,8 @@ def test_a_compiled_forward_gives_the_same_and_never_copies_the_pool(device: tor
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_drafter_drafts_as_on_the_cpu(compiled: bool, device: torch.device, tmp_path: Path) -> None:
-    """Causal windowed and bidirectional layers; chunks of two sequences in one call; more blocks than a pass takes."""
+    """Causal windowed and bidirectional layers; chunks of two sequences in one call; more blocks than a pass takes,
+    ranked with and without noise."""
     layers = (LayerAttention(7, True), LayerAttention(None, False))
     pair = make_tiny_pair(tmp_path, draft_layers=layers, drafter_noise=1.0)
     features = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
@@ -151,8 +160,9 @@ def test_a_drafter_drafts_as_on_the_cpu(compiled: bool, device: torch.device, tm
     blocks = [
         DraftBlock(a, 9, 21, SamplingParams()),
         DraftBlock(b, 9, 6, sampled),
-        DraftBlock(a, 9, 13, sampled),
+        DraftBlock(a, 9, 13, sampled, DraftRanking(truncation_penalty=5.0)),
         DraftBlock(b, 70, 0, SamplingParams()),
+        DraftBlock(a, 9, 21, sampled, DraftRanking(uses_noise=False)),
     ]
     drafts = []
     for settings in ({"device": "cpu"}, {"device": device.type, **ON_DEVICE, "compile": compiled}):

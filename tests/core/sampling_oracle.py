@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from dflash_core.contracts import SamplingParams
+from dflash_core.contracts import DraftRanking, SamplingParams
 from dflash_core.sampling import noise
 
 
@@ -38,16 +38,15 @@ def draft_scores(
     logits: np.ndarray,
     params: SamplingParams,
     position: int,
+    ranking: DraftRanking,
     sharpness: float,
-    truncation_penalty: float,
-    use_noise: bool,
 ) -> np.ndarray:
     """The drafter's log-probabilities, float64 `[vocab]`."""
     values = logits.astype(np.float64)
     if not params.is_greedy:
-        if use_noise:
+        if ranking.uses_noise:
             values = values + params.temperature * noise.gumbel(params.seed, position, np.arange(len(logits)))
-        values = values - truncation_penalty * np.isneginf(processed(logits, params))
+        values = values - ranking.truncation_penalty * np.isneginf(processed(logits, params))
         values = values / sharpness
     shifted = values - values.max()
     result: np.ndarray = shifted - np.log(np.exp(shifted).sum())
@@ -69,6 +68,10 @@ def lies_on_top_p_border(logits: np.ndarray, params: SamplingParams) -> bool:
     ]
     return not np.array_equal(*kept)
 
+
+rankings = st.builds(
+    DraftRanking, uses_noise=st.booleans(), truncation_penalty=st.sampled_from([0.0, 0.0, 1.5, 2.0, 1000.0])
+)
 
 sampling_params = st.builds(
     SamplingParams,
@@ -102,3 +105,9 @@ def random_rows(seed: int, num_rows: int) -> list[tuple[SamplingParams, int]]:
         )
         for _ in range(num_rows)
     ]
+
+
+def random_rankings(seed: int, num_rows: int) -> list[DraftRanking]:
+    """As `random_rows`: a fixed function of `seed`, with and without noise."""
+    rng = np.random.default_rng(seed)
+    return [DraftRanking(i % 2 == seed % 2, float(rng.choice([0.0, 1.0, 1.5, 2.0, 5.0]))) for i in range(num_rows)]

@@ -14,6 +14,7 @@ from dflash_core.contracts import (
     ContextStatus,
     Draft,
     DraftBlock,
+    DraftRanking,
     RawTensor,
     SamplingParams,
     SequenceKey,
@@ -256,8 +257,30 @@ def test_slot_i_is_ranked_with_the_noise_of_position_start_plus_i(pair: TinyPair
         noise = gumbel(SAMPLED.seed, 21 + j + 1, np.arange(300))
         scores = torch.from_numpy((logits + 0.8 * noise) / 0.9).log_softmax(-1).numpy()
         np.testing.assert_allclose(scores[noisy.token_ids[j]], noisy.scores[j], atol=1e-4)
-    without = filled(pair, features, num_candidates=300, shared_noise=False)
-    assert_same(without.draft([DraftBlock(A, 9, 21, SAMPLED)])[0], plain, tolerance=1e-5)
+
+
+def test_every_block_is_ranked_as_it_asks(pair: TinyPair, features: Tensor) -> None:
+    runner = filled(pair, features, num_candidates=300)
+    truncated = SamplingParams(temperature=0.8, seed=SAMPLED.seed, top_k=9)
+    greedy, noisy, quiet, penalised = runner.draft(
+        [
+            DraftBlock(A, 9, 21, GREEDY),
+            DraftBlock(A, 9, 21, SAMPLED, DraftRanking(uses_noise=True)),
+            DraftBlock(A, 9, 21, SAMPLED, DraftRanking(uses_noise=False)),
+            DraftBlock(A, 9, 21, truncated, DraftRanking(uses_noise=False, truncation_penalty=50.0)),
+        ]
+    )
+    assert_same(quiet, greedy, tolerance=1e-5)
+    assert not np.array_equal(noisy.token_ids, quiet.token_ids)
+    np.testing.assert_array_equal(penalised.token_ids, greedy.token_ids)
+    assert (penalised.scores[:, 8] - penalised.scores[:, 9] > 50.0).all()
+    assert (greedy.scores[:, 8] - greedy.scores[:, 9] < 50.0).all()
+
+
+def test_a_setting_switches_the_noise_off_for_all_blocks(pair: TinyPair, features: Tensor) -> None:
+    runner = filled(pair, features, shared_noise=False)
+    greedy, sampled = runner.draft([DraftBlock(A, 9, 21, GREEDY), DraftBlock(A, 9, 21, SAMPLED, DraftRanking())])
+    assert_same(sampled, greedy, tolerance=1e-5)
 
 
 def test_a_pair_that_does_not_belong_together_is_refused(pair: TinyPair, tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def test_walk(rows: int, num_warps: int, tmp_path: Path) -> None:
 
 SAMPLING_TYPES = {
     **dict.fromkeys(("temperature", "top_p", "min_p", "tile_sums", "part_best", "part_sums", "scores"), "*fp32"),
-    **dict.fromkeys(("sharpness", "truncation_penalty"), "fp32"),
+    **dict.fromkeys(("noise_scale", "truncation_penalty"), "*fp32"),
+    "sharpness": "fp32",
     **dict.fromkeys(("top_k", "listed_tiles", "ids"), "*i32"),
     **dict.fromkeys(("seeds", "positions", "tile_best", "listed_keys", "state", "tokens"), "*i64"),
 }
@@ -154,21 +155,14 @@ def test_ranking_candidates(num_candidates: int, tmp_path: Path) -> None:
     """As launched for 151,936 ids."""
     types = {**SAMPLING_TYPES, "logits": POINTERS[BF16]}
     tile = tile_size(num_candidates)
-    shared = {"TILE": tile, "USE_NOISE": True}
-    scored = compile_kernel(
-        rank_tiles_kernel,
-        types,
-        {**shared, "TILES_TOGETHER": PART // tile},
-        tmp_path,
-        num_warps=8,
-        fp_fusion=False,
-    )
+    sizes = {"TILE": tile, "TILES_TOGETHER": PART // tile}
+    scored = compile_kernel(rank_tiles_kernel, types, sizes, tmp_path, num_warps=8, fp_fusion=False)
     assert scored.spilled_bytes == 0
     ranked = compile_kernel(
         rank_rows_kernel,
         types,
         {
-            **shared,
+            "TILE": tile,
             "TILES": triton.next_power_of_2(triton.cdiv(151_936, tile)),
             "PARTS": triton.next_power_of_2(triton.cdiv(151_936, PART)),
             "NUM_CANDIDATES": num_candidates,

@@ -11,12 +11,13 @@ from dflash_core.attention import RaggedBatch
 from dflash_core.attention.split_kv.attention import attend
 from dflash_core.attention.split_kv.device_batch import BatchSize, DeviceBatch, batch_arrays, fill_batch
 from dflash_core.attention.split_kv.work_list import GridSize, HeadShape, make_work_list, work_list_of
-from dflash_core.contracts import SamplingParams
+from dflash_core.contracts import DEFAULT_RANKING, SamplingParams
+from dflash_core.sampling.arrays import SAMPLING_ARRAYS
 from dflash_core.sampling.candidates import rank_candidates
 from dflash_core.sampling.choose import choose_tokens
 from dflash_core.sampling.device.choose import choose_tokens_op
 from dflash_core.sampling.device.rank import rank_candidates_op
-from dflash_core.sampling.rows import SamplingRows
+from dflash_core.sampling.rows import RankingRows, SamplingRows
 from dflash_core.staged_arrays import StagedArrays
 from tests.core.attention_cases import *  # noqa: F403
 from tests.core.attention_cases import BF16, MAX_ERROR, Case, batch_of, check, inputs_of, relative_error
@@ -25,11 +26,11 @@ from tests.core.commit_cases import *  # noqa: F403
 from tests.core.compile_cases import *  # noqa: F403
 from tests.core.margin_cases import *  # noqa: F403
 from tests.core.ranking_cases import *  # noqa: F403
-from tests.core.ranking_cases import check_ranking
+from tests.core.ranking_cases import check_ranking, ranking_arguments
 from tests.core.runner_cases import *  # noqa: F403
 from tests.core.sampling_cases import *  # noqa: F403
-from tests.core.sampling_cases import arguments, check_choices
-from tests.core.sampling_oracle import random_logits, random_rows
+from tests.core.sampling_cases import check_choices
+from tests.core.sampling_oracle import random_logits, random_rankings, random_rows
 from tests.core.store_cases import *  # noqa: F403
 from tests.core.walk_cases import *  # noqa: F403
 
@@ -123,27 +124,25 @@ def test_a_large_vocabulary_is_chosen_from_as_on_the_cpu(
     check_choices(rows, [row_list[i] for i in differing], 151_936, tokens)
 
 
-@pytest.mark.parametrize("use_noise", [True, False])
-def test_a_large_vocabulary_is_ranked(use_noise: bool, device: torch.device) -> None:
-    logits = torch.from_numpy(random_logits(5, 30, 152_064, 3.0, None)).bfloat16()
-    row_list = random_rows(6, 30)
-    ids, scores = rank_candidates(
-        logits.to(device), SamplingRows.of(row_list, device), 151_936, 64, 0.8, 2.0, use_noise
-    )
+def test_a_large_vocabulary_is_ranked(device: torch.device) -> None:
+    logits = torch.from_numpy(random_logits(5, 60, 152_064, 3.0, None)).bfloat16()
+    row_list, rankings = random_rows(6, 60), random_rankings(7, 60)
+    rows = SamplingRows.of(row_list, device)
+    ids, scores = rank_candidates(logits.to(device), rows, RankingRows.of(rankings, rows), 151_936, 64, 0.8)
     values = logits[:, :151_936].float().numpy()
-    formula = (0.8, 2.0, use_noise)
-    assert check_ranking(values, row_list, ids.cpu().numpy(), scores.cpu().numpy(), *formula) <= 1
+    assert check_ranking(values, row_list, ids.cpu().numpy(), scores.cpu().numpy(), rankings, 0.8) <= 2
 
 
 def test_a_captured_graph_samples_for_other_rows(device: torch.device) -> None:
     """Greedy rows while it is captured, every kind of row when it is replayed."""
     vocab, num_rows = 30_000, 32
     static = torch.zeros(num_rows, vocab, device=device)
-    row_arguments = arguments([(SamplingParams(), 0)] * num_rows)
+    row_arguments = ranking_arguments([(SamplingParams(), 0)] * num_rows, DEFAULT_RANKING)
+    num_sampling = len(SAMPLING_ARRAYS)
 
     def sample() -> tuple[Tensor, Tensor, Tensor]:
-        tokens = choose_tokens_op(static, *row_arguments, vocab)
-        return (tokens, *rank_candidates_op(static, *row_arguments, vocab, 64, 1.0, 2.0, True))
+        tokens = choose_tokens_op(static, *row_arguments[:num_sampling], vocab)
+        return (tokens, *rank_candidates_op(static, *row_arguments, vocab, 64, 1.0))
 
     sample()  # compiles
     torch.cuda.synchronize()
@@ -152,12 +151,13 @@ def test_a_captured_graph_samples_for_other_rows(device: torch.device) -> None:
         tokens, ids, scores = sample()
     for seed in range(3):
         logits, row_list = random_logits(seed, num_rows, vocab, 3.0, None), random_rows(seed, num_rows)
+        rankings = random_rankings(seed, num_rows)
         static.copy_(torch.from_numpy(logits))
-        for tensor, fresh in zip(row_arguments, arguments(row_list), strict=True):
+        for tensor, fresh in zip(row_arguments, ranking_arguments(row_list, rankings), strict=True):
             tensor.copy_(fresh)
         graph.replay()
         assert check_choices(logits, row_list, vocab, tokens.tolist()) <= 1
-        assert check_ranking(logits, row_list, ids.cpu().numpy(), scores.cpu().numpy()) <= 1
+        assert check_ranking(logits, row_list, ids.cpu().numpy(), scores.cpu().numpy(), rankings) <= 1
 
 
 def padded_inputs(case: Case, batch: RaggedBatch, rng: np.random.Generator, device: torch.device) -> list[Tensor]:

@@ -29,11 +29,11 @@ def rank_candidates_op(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    noise_scale: Tensor,
+    truncation_penalty: Tensor,
     vocab_size: int,
     num_candidates: int,
     sharpness: float,
-    truncation_penalty: float,
-    use_noise: bool,
 ) -> tuple[Tensor, Tensor]:
     """`dflash_core.sampling.candidates.rank_candidates` of tensors alone; int32 and fp32 `[rows, num_candidates]`.
 
@@ -43,6 +43,7 @@ def rank_candidates_op(
     Args:
         logits: any float dtype, `[rows, width]`.
         temperature, top_k, top_p, min_p, seeds, positions: `[rows]` as in `SamplingRows`.
+        noise_scale, truncation_penalty: `[rows]` as in `RankingRows`.
     """
     if num_candidates > MOST_CANDIDATES:
         raise InvalidSettings(f"num_candidates is {num_candidates}, but on a GPU at most {MOST_CANDIDATES}")
@@ -63,7 +64,8 @@ def rank_candidates_op(
     part_sums = torch.empty(num_rows, num_parts, dtype=torch.float32, device=device)
     listed_tiles = torch.empty(num_rows, num_tiles, dtype=torch.int32, device=device)
     listed_keys = torch.empty(num_rows, num_candidates, dtype=torch.int64, device=device)
-    row_arguments = (temperature, top_k, top_p, min_p, seeds, positions, borders.state)
+    sampling = (temperature, top_k, top_p, min_p, seeds, positions)
+    row_arguments = (*sampling, noise_scale, truncation_penalty, borders.state)
     rank_tiles_kernel[(num_rows, num_parts)](
         logits,
         *row_arguments,
@@ -75,10 +77,8 @@ def rank_candidates_op(
         logits.shape[1],
         num_tiles,
         sharpness,
-        truncation_penalty,
         TILE=tile,
         TILES_TOGETHER=PART // tile,
-        USE_NOISE=use_noise,
         num_warps=8,
         enable_fp_fusion=False,
     )
@@ -98,13 +98,11 @@ def rank_candidates_op(
         num_tiles,
         num_parts,
         sharpness,
-        truncation_penalty,
         TILE=tile,
         TILES=triton.next_power_of_2(num_tiles),
         PARTS=triton.next_power_of_2(num_parts),
         NUM_CANDIDATES=num_candidates,
         CANDIDATES=triton.next_power_of_2(num_candidates),
-        USE_NOISE=use_noise,
         num_warps=16,
         enable_fp_fusion=False,
     )
@@ -120,11 +118,11 @@ def _(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    noise_scale: Tensor,
+    truncation_penalty: Tensor,
     vocab_size: int,
     num_candidates: int,
     sharpness: float,
-    truncation_penalty: float,
-    use_noise: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = (len(logits), num_candidates)
     return (

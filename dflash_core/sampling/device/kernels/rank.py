@@ -26,14 +26,14 @@ def _score_tiles(
     min_p,
     seeds,
     positions,
+    noise_scale,
+    truncation_penalty,
     state,
     row_stride,
     vocab_size,
     row_width,
     sharpness,
-    truncation_penalty,
     TILE: tl.constexpr,
-    USE_NOISE: tl.constexpr,
 ):
     """The scores before normalisation, −inf where there is no id, and the ids; both `[n, TILE // 4, 4]`."""
     row_temperature = tl.load(temperature + row)
@@ -42,9 +42,10 @@ def _score_tiles(
     raw = load_all_logits(logits + row * row_stride, ids, vocab_size, row_width)
     scores = raw
     if row_temperature > 0.0:
-        if USE_NOISE:
+        row_noise_scale = tl.load(noise_scale + row)
+        if row_noise_scale > 0.0:
             noise = gumbel_like(raw, tl.load(seeds + row), tl.load(positions + row), groups)
-            scores = raw + row_temperature * noise
+            scores = raw + row_noise_scale * noise
         is_bordered = has_border(row_temperature, tl.load(top_k + row), tl.load(top_p + row), vocab_size)
         row_min_p = tl.load(min_p + row)
         if is_truncated(row_temperature, is_bordered, row_min_p):
@@ -52,7 +53,7 @@ def _score_tiles(
             distances = scaled - value_of(tl.load(state + row * STATE_SIZE + BEST))
             is_inside = pack(scaled, ids) >= tl.load(state + row * STATE_SIZE + BORDER)
             is_inside = is_inside & (distances >= least_distance(row_min_p))
-            scores = tl.where(is_inside, scores, scores - truncation_penalty)
+            scores = tl.where(is_inside, scores, scores - tl.load(truncation_penalty + row))
         if sharpness != 1.0:
             scores = tl.math.div_rn(scores, sharpness)
     return scores, ids
@@ -67,6 +68,8 @@ def rank_tiles_kernel(
     min_p,  # fp32 [rows]
     seeds,  # int64 [rows]
     positions,  # int64 [rows]
+    noise_scale,  # fp32 [rows]; 0 is without noise
+    truncation_penalty,  # fp32 [rows]
     state,  # int64 [rows, STATE_SIZE], of `border_kernel`
     tile_best,  # int64 [rows, num_tiles], out: the best key of the scores
     part_best,  # fp32 [rows, parts], out
@@ -76,10 +79,8 @@ def rank_tiles_kernel(
     row_width,  # logits of a row, padding included
     num_tiles,
     sharpness,
-    truncation_penalty,
     TILE: tl.constexpr,
     TILES_TOGETHER: tl.constexpr,
-    USE_NOISE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -94,14 +95,14 @@ def rank_tiles_kernel(
         min_p,
         seeds,
         positions,
+        noise_scale,
+        truncation_penalty,
         state,
         row_stride,
         vocab_size,
         row_width,
         sharpness,
-        truncation_penalty,
         TILE,
-        USE_NOISE,
     )
     best = tl.max(tl.max(scores, 2), 1)
     best_ids = tl.where(scores == best[:, None, None], ids, LARGEST_ID)
@@ -123,6 +124,8 @@ def rank_rows_kernel(
     min_p,  # fp32 [rows]
     seeds,  # int64 [rows]
     positions,  # int64 [rows]
+    noise_scale,  # fp32 [rows]; 0 is without noise
+    truncation_penalty,  # fp32 [rows]
     state,  # int64 [rows, STATE_SIZE], of `border_kernel`
     tile_best,  # int64 [rows, num_tiles]
     part_best,  # fp32 [rows, parts]
@@ -137,13 +140,11 @@ def rank_rows_kernel(
     num_tiles,
     num_parts,
     sharpness,
-    truncation_penalty,
     TILE: tl.constexpr,
     TILES: tl.constexpr,  # a power of 2, at least num_tiles
     PARTS: tl.constexpr,  # a power of 2, at least num_parts
     NUM_CANDIDATES: tl.constexpr,
     CANDIDATES: tl.constexpr,  # a power of 2, at least NUM_CANDIDATES
-    USE_NOISE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     tiles = tl.arange(0, TILES)
@@ -161,14 +162,14 @@ def rank_rows_kernel(
         min_p,
         seeds,
         positions,
+        noise_scale,
+        truncation_penalty,
         state,
         row_stride,
         vocab_size,
         row_width,
         sharpness,
-        truncation_penalty,
         TILE,
-        USE_NOISE,
     )
     is_real = (lanes < num_listed)[:, None, None] & (raw_ids < vocab_size)
     keys = tl.reshape(tl.where(is_real, pack(raw_scores, raw_ids), NO_KEY), [CANDIDATES * TILE])
