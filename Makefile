@@ -56,6 +56,11 @@ protos: $(DEV) ## Generates the stubs of protos/*.proto
 bench: $(RUNTIME) ## Measures plain decoding, chains and trees against Hugging Face generate
 	$(BIN)/dflash bench $(ARGS)
 
+.PHONY: bench-sweep
+bench-sweep: $(RUNTIME) ## Measures how well the router chooses, from 1 to 32 requests at a time
+	$(BIN)/dflash bench --no-references --max-prompts 8 --max-tokens 64 --repeats 3 \
+		$(foreach n,1 2 4 8 16 32,--concurrency $(n)) $(ARGS)
+
 .PHONY: constraints
 constraints: ## Resolves the newest versions that pyproject.toml allows into constraints.txt
 	PYTHON="$(PYTHON)" scripts/resolve_constraints

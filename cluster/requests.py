@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dflash_core.contracts import SamplingParams, TokenIds
 from dflash_core.errors import DFlashError, InvalidRequest
@@ -72,8 +72,7 @@ class GenerationStatistics:
     cached_tokens: int  # of the prompt, those that the prefix cache had
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """New tokens of one sequence; the last event has a finish_reason with statistics, or an error."""
 
     sequence_id: str

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/common.proto\x12\x12\x64\x66lash.internal.v1\"3\n\x0bSequenceKey\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"Z\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x06\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1a\n\nInt32Array\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"-\n\x0cMeasuredTime\x12\x0c\n\x04size\x18\x01 \x01(\r\x12\x0f\n\x07time_us\x18\x02 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/common.proto\x12\x12\x64\x66lash.internal.v1\"3\n\x0bSequenceKey\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"6\n\x0cSequenceKeys\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\x12\x10\n\x08\x61ttempts\x18\x02 \x03(\r\"Z\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x06\"`\n\tSamplings\x12\x14\n\x0ctemperatures\x18\x01 \x03(\x02\x12\x0e\n\x06top_ks\x18\x02 \x03(\r\x12\x0e\n\x06top_ps\x18\x03 \x03(\x02\x12\x0e\n\x06min_ps\x18\x04 \x03(\x02\x12\r\n\x05seeds\x18\x05 \x03(\x06\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1a\n\nInt32Array\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"-\n\x0cMeasuredTime\x12\x0c\n\x04size\x18\x01 \x01(\r\x12\x0f\n\x07time_us\x18\x02 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +33,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SEQUENCEKEY']._serialized_start=43
   _globals['_SEQUENCEKEY']._serialized_end=94
-  _globals['_SAMPLING']._serialized_start=96
-  _globals['_SAMPLING']._serialized_end=186
-  _globals['_TENSOR']._serialized_start=188
-  _globals['_TENSOR']._serialized_end=240
-  _globals['_INT32ARRAY']._serialized_start=242
-  _globals['_INT32ARRAY']._serialized_end=268
-  _globals['_MEASUREDTIME']._serialized_start=270
-  _globals['_MEASUREDTIME']._serialized_end=315
+  _globals['_SEQUENCEKEYS']._serialized_start=96
+  _globals['_SEQUENCEKEYS']._serialized_end=150
+  _globals['_SAMPLING']._serialized_start=152
+  _globals['_SAMPLING']._serialized_end=242
+  _globals['_SAMPLINGS']._serialized_start=244
+  _globals['_SAMPLINGS']._serialized_end=340
+  _globals['_TENSOR']._serialized_start=342
+  _globals['_TENSOR']._serialized_end=394
+  _globals['_INT32ARRAY']._serialized_start=396
+  _globals['_INT32ARRAY']._serialized_end=422
+  _globals['_MEASUREDTIME']._serialized_start=424
+  _globals['_MEASUREDTIME']._serialized_end=469
 # @@protoc_insertion_point(module_scope)

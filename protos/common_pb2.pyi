@@ -45,6 +45,34 @@ class SequenceKey(_message.Message):
 Global___SequenceKey: _TypeAlias = SequenceKey  # noqa: Y015
 
 @_typing.final
+class SequenceKeys(_message.Message):
+    """Those of several sequences: what concerns many in each round travels in columns, which cost the same for all of them
+    together as a message would for each. Columns that belong together have one entry per sequence, in the same order. Tokens travel as bytes, little-endian int32, without varint work per token.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_IDS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        sequence_ids: _abc.Iterable[_builtins.str] | None = ...,
+        attempts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "sequence_ids", b"sequence_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceKeys: _TypeAlias = SequenceKeys  # noqa: Y015
+
+@_typing.final
 class Sampling(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -79,6 +107,44 @@ class Sampling(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
+
+@_typing.final
+class Samplings(_message.Message):
+    """Of several sequences, in columns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURES_FIELD_NUMBER: _builtins.int
+    TOP_KS_FIELD_NUMBER: _builtins.int
+    TOP_PS_FIELD_NUMBER: _builtins.int
+    MIN_PS_FIELD_NUMBER: _builtins.int
+    SEEDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def temperatures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def top_ks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def top_ps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def min_ps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def seeds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        temperatures: _abc.Iterable[_builtins.float] | None = ...,
+        top_ks: _abc.Iterable[_builtins.int] | None = ...,
+        top_ps: _abc.Iterable[_builtins.float] | None = ...,
+        min_ps: _abc.Iterable[_builtins.float] | None = ...,
+        seeds: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_ps", b"min_ps", "seeds", b"seeds", "temperatures", b"temperatures", "top_ks", b"top_ks", "top_ps", b"top_ps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Samplings: _TypeAlias = Samplings  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):

@@ -98,18 +98,18 @@ class DraftRequest(_message.Message):
     @_builtins.property
     def releases(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.SequenceKey]: ...
     @_builtins.property
-    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DraftBlock]: ...
+    def blocks(self) -> Global___DraftBlocks: ...
     def __init__(
         self,
         *,
         batch_id: _builtins.int = ...,
         opens: _abc.Iterable[Global___Open] | None = ...,
         releases: _abc.Iterable[_common_pb2.SequenceKey] | None = ...,
-        blocks: _abc.Iterable[Global___DraftBlock] | None = ...,
+        blocks: Global___DraftBlocks | None = ...,
         wait_ms: _builtins.int = ...,
         queued_sequences: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "blocks", b"blocks", "opens", b"opens", "queued_sequences", b"queued_sequences", "releases", b"releases", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -141,42 +141,50 @@ class Open(_message.Message):
 Global___Open: _TypeAlias = Open  # noqa: Y015
 
 @_typing.final
-class DraftBlock(_message.Message):
+class DraftBlocks(_message.Message):
+    """In columns, one entry per block."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    KEY_FIELD_NUMBER: _builtins.int
-    ROOT_TOKEN_FIELD_NUMBER: _builtins.int
-    CONTEXT_LEN_FIELD_NUMBER: _builtins.int
-    SAMPLING_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    ROOT_TOKENS_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENS_FIELD_NUMBER: _builtins.int
+    SAMPLINGS_FIELD_NUMBER: _builtins.int
     USES_NOISE_FIELD_NUMBER: _builtins.int
-    TRUNCATION_PENALTY_FIELD_NUMBER: _builtins.int
-    root_token: _builtins.int
-    context_len: _builtins.int
-    uses_noise: _builtins.bool
-    """rank with the noise that the target will add"""
-    truncation_penalty: _builtins.float
-    """nats"""
+    TRUNCATION_PENALTIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def key(self) -> _common_pb2.SequenceKey: ...
+    def keys(self) -> _common_pb2.SequenceKeys: ...
     @_builtins.property
-    def sampling(self) -> _common_pb2.Sampling: ...
+    def root_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def context_lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def samplings(self) -> _common_pb2.Samplings: ...
+    @_builtins.property
+    def uses_noise(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """rank with the noise that the target will add"""
+
+    @_builtins.property
+    def truncation_penalties(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """nats"""
+
     def __init__(
         self,
         *,
-        key: _common_pb2.SequenceKey | None = ...,
-        root_token: _builtins.int = ...,
-        context_len: _builtins.int = ...,
-        sampling: _common_pb2.Sampling | None = ...,
-        uses_noise: _builtins.bool = ...,
-        truncation_penalty: _builtins.float = ...,
+        keys: _common_pb2.SequenceKeys | None = ...,
+        root_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        context_lens: _abc.Iterable[_builtins.int] | None = ...,
+        samplings: _common_pb2.Samplings | None = ...,
+        uses_noise: _abc.Iterable[_builtins.bool] | None = ...,
+        truncation_penalties: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "samplings", b"samplings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_len", b"context_len", "key", b"key", "root_token", b"root_token", "sampling", b"sampling", "truncation_penalty", b"truncation_penalty", "uses_noise", b"uses_noise"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_lens", b"context_lens", "keys", b"keys", "root_tokens", b"root_tokens", "samplings", b"samplings", "truncation_penalties", b"truncation_penalties", "uses_noise", b"uses_noise"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DraftBlock: _TypeAlias = DraftBlock  # noqa: Y015
+Global___DraftBlocks: _TypeAlias = DraftBlocks  # noqa: Y015
 
 @_typing.final
 class DraftResult(_message.Message):
@@ -207,17 +215,17 @@ class DraftResult(_message.Message):
     STAGE_TIMES_US_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     @_builtins.property
-    def drafts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Draft]: ...
+    def drafts(self) -> Global___Drafts: ...
     @_builtins.property
     def stage_times_us(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     def __init__(
         self,
         *,
         batch_id: _builtins.int = ...,
-        drafts: _abc.Iterable[Global___Draft] | None = ...,
+        drafts: Global___Drafts | None = ...,
         stage_times_us: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drafts", b"drafts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "drafts", b"drafts", "stage_times_us", b"stage_times_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -226,48 +234,100 @@ class DraftResult(_message.Message):
 Global___DraftResult: _TypeAlias = DraftResult  # noqa: Y015
 
 @_typing.final
-class Draft(_message.Message):
+class Drafts(_message.Message):
+    """In columns, one entry per draft; the candidates of all drafts lie one after the other."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    KEY_FIELD_NUMBER: _builtins.int
-    CONTEXT_LEN_FIELD_NUMBER: _builtins.int
-    DEPTH_FIELD_NUMBER: _builtins.int
+    @_typing.final
+    class MissingFromEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ErrorsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENS_FIELD_NUMBER: _builtins.int
+    DEPTHS_FIELD_NUMBER: _builtins.int
+    NUM_CANDIDATES_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     MISSING_FROM_FIELD_NUMBER: _builtins.int
-    ERROR_FIELD_NUMBER: _builtins.int
-    context_len: _builtins.int
-    depth: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    token_ids: _builtins.bytes
+    """int32 [depth, K] of each"""
     scores: _builtins.bytes
-    """float32 [depth, K]"""
-    missing_from: _builtins.int
-    error: _builtins.str
+    """float32 [depth, K] of each"""
     @_builtins.property
-    def key(self) -> _common_pb2.SequenceKey: ...
+    def keys(self) -> _common_pb2.SequenceKeys: ...
     @_builtins.property
-    def token_ids(self) -> _common_pb2.Int32Array:
-        """[depth, K]"""
+    def context_lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def depths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def num_candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of a depth: K"""
+
+    @_builtins.property
+    def missing_from(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """by the draft's place; where the context is complete: none"""
+
+    @_builtins.property
+    def errors(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """by the draft's place"""
 
     def __init__(
         self,
         *,
-        key: _common_pb2.SequenceKey | None = ...,
-        context_len: _builtins.int = ...,
-        depth: _builtins.int = ...,
-        token_ids: _common_pb2.Int32Array | None = ...,
+        keys: _common_pb2.SequenceKeys | None = ...,
+        context_lens: _abc.Iterable[_builtins.int] | None = ...,
+        depths: _abc.Iterable[_builtins.int] | None = ...,
+        num_candidates: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _builtins.bytes = ...,
         scores: _builtins.bytes = ...,
-        missing_from: _builtins.int | None = ...,
-        error: _builtins.str = ...,
+        missing_from: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        errors: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_missing_from", b"_missing_from", "key", b"key", "missing_from", b"missing_from", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_missing_from", b"_missing_from", "context_len", b"context_len", "depth", b"depth", "error", b"error", "key", b"key", "missing_from", b"missing_from", "scores", b"scores", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_lens", b"context_lens", "depths", b"depths", "errors", b"errors", "keys", b"keys", "missing_from", b"missing_from", "num_candidates", b"num_candidates", "scores", b"scores", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__missing_from: _TypeAlias = _typing.Literal["missing_from"]  # noqa: Y015
-    _WhichOneofArgType__missing_from: _TypeAlias = _typing.Literal["_missing_from", b"_missing_from"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__missing_from) -> _WhichOneofReturnType__missing_from | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Draft: _TypeAlias = Draft  # noqa: Y015
+Global___Drafts: _TypeAlias = Drafts  # noqa: Y015
 
 @_typing.final
 class ContextBatch(_message.Message):

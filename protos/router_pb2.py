@@ -25,15 +25,19 @@ _sym_db = _symbol_database.Default()
 from protos import common_pb2 as protos_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/router.proto\x12\x12\x64\x66lash.internal.v1\x1a\x13protos/common.proto\"\x15\n\x13RouterStatusRequest\"u\n\x0cRouterStatus\x12\x13\n\x0bnum_targets\x18\x01 \x01(\r\x12\x14\n\x0cnum_drafters\x18\x02 \x01(\r\x12\x13\n\x0bnum_running\x18\x03 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x04 \x01(\r\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"\x7f\n\x0eGatewayMessage\x12\x34\n\ngeneration\x18\x01 \x01(\x0b\x32\x1e.dflash.internal.v1.GenerationH\x00\x12,\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1a.dflash.internal.v1.CancelH\x00\x42\t\n\x07message\"\xb2\x02\n\nGeneration\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x31\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1e.dflash.internal.v1.Int32Array\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.dflash.internal.v1.Sampling\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\x05\x12\x18\n\x0btree_budget\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x12\n\ntimeout_ms\x18\x08 \x01(\r\x12\x15\n\rlatency_class\x18\t \x01(\t\x12\x10\n\x08priority\x18\n \x01(\x11\x42\x0e\n\x0c_tree_budget\"\x1d\n\x06\x43\x61ncel\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\"\xae\x01\n\rRouterMessage\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.RouterHelloH\x00\x12\x30\n\x06tokens\x18\x02 \x01(\x0b\x32\x1e.dflash.internal.v1.TokenBatchH\x00\x12.\n\x07goodbye\x18\x03 \x01(\x0b\x32\x1b.dflash.internal.v1.GoodbyeH\x00\x42\t\n\x07message\"=\n\x0bRouterHello\x12.\n\x06target\x18\x01 \x01(\x0b\x32\x1e.dflash.internal.v1.TargetInfo\"C\n\nTokenBatch\x12\x35\n\tsequences\x18\x01 \x03(\x0b\x32\".dflash.internal.v1.SequenceTokens\"\x80\x02\n\x0eSequenceTokens\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x31\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1e.dflash.internal.v1.Int32Array\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x32\n\nstatistics\x18\x04 \x01(\x0b\x32\x1e.dflash.internal.v1.Statistics\x12,\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1b.dflash.internal.v1.Failure\x12\x16\n\x0enum_tree_nodes\x18\x06 \x01(\r\x12\x15\n\rcached_tokens\x18\x07 \x01(\r\"N\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\x12\x15\n\rretry_after_s\x18\x04 \x01(\x02\"\xbc\x01\n\nStatistics\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x12\n\ntree_nodes\x18\x02 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x03 \x01(\r\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x06 \x01(\x01\x12\x11\n\tdecode_ms\x18\x07 \x01(\x01\x12\x15\n\rcached_tokens\x18\x08 \x01(\r\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xad\x01\n\rTargetMessage\x12.\n\x04info\x18\x01 \x01(\x0b\x32\x1e.dflash.internal.v1.TargetInfoH\x00\x12\x31\n\x06result\x18\x02 \x01(\x0b\x32\x1f.dflash.internal.v1.RoundResultH\x00\x12.\n\x07goodbye\x18\x03 \x01(\x0b\x32\x1b.dflash.internal.v1.GoodbyeH\x00\x42\t\n\x07message\"}\n\x0bLeadMessage\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32 .dflash.internal.v1.RoundRequestH\x00\x12.\n\x07goodbye\x18\x02 \x01(\x0b\x32\x1b.dflash.internal.v1.GoodbyeH\x00\x42\t\n\x07message\"\xc8\x02\n\nTargetInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x13\n\x0bhidden_size\x18\x03 \x01(\r\x12\x12\n\nnum_layers\x18\x04 \x01(\r\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\x05\x12\x15\n\rkv_block_size\x18\x07 \x01(\r\x12\x12\n\nnum_blocks\x18\x08 \x01(\r\x12\x10\n\x08max_rows\x18\t \x01(\r\x12\x15\n\rmax_tree_rows\x18\n \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\x12\r\n\x05\x65poch\x18\x0c \x01(\r\x12\x11\n\trow_sizes\x18\r \x03(\r\x12\x35\n\x0bround_times\x18\x0e \x03(\x0b\x32 .dflash.internal.v1.MeasuredTime\"\x8a\x02\n\x0cRoundRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12-\n\x08prefills\x18\x02 \x03(\x0b\x32\x1b.dflash.internal.v1.Prefill\x12+\n\x05trees\x18\x03 \x03(\x0b\x32\x1c.dflash.internal.v1.TreeRows\x12\x31\n\x08releases\x18\x04 \x03(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12+\n\x07refills\x18\x05 \x03(\x0b\x32\x1a.dflash.internal.v1.Refill\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x18\n\x10queued_sequences\x18\x07 \x01(\r\"\xb8\x02\n\x07Prefill\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\x31\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1e.dflash.internal.v1.Int32Array\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0f\n\x07is_last\x18\x04 \x01(\x08\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.dflash.internal.v1.Sampling\x12\x17\n\x0f\x64rafter_address\x18\x07 \x01(\t\x12\x15\n\rfeatures_from\x18\x08 \x01(\r\x12\x31\n\tfollowing\x18\t \x01(\x0b\x32\x1e.dflash.internal.v1.Int32Array\"\xb2\x01\n\x08TreeRows\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\x15\n\rroot_position\x18\x02 \x01(\r\x12\x31\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1e.dflash.internal.v1.Int32Array\x12.\n\x06\x64\x65pths\x18\x04 \x01(\x0b\x32\x1e.dflash.internal.v1.Int32Array\"f\n\x06Refill\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\x15\n\rfrom_position\x18\x02 \x01(\r\x12\x17\n\x0f\x64rafter_address\x18\x03 \x01(\t\"\xd4\x02\n\x0bRoundResult\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12-\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1b.dflash.internal.v1.Outcome\x12\x13\n\x0b\x66ree_blocks\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12I\n\x0estage_times_us\x18\x05 \x03(\x0b\x32\x31.dflash.internal.v1.RoundResult.StageTimesUsEntry\x12,\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x1b.dflash.internal.v1.Failure\x12\x32\n\tpreempted\x18\x07 \x03(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x1a\x33\n\x11StageTimesUsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xcc\x01\n\x07Outcome\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x31\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1e.dflash.internal.v1.Int32Array\x12\x13\n\x0b\x62onus_token\x18\x04 \x01(\x11\x12\x12\n\ncached_len\x18\x05 \x01(\r\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x16\n\x0enum_hit_tokens\x18\x07 \x01(\r2\x82\x02\n\x06Router\x12S\n\x06Submit\x12\".dflash.internal.v1.GatewayMessage\x1a!.dflash.internal.v1.RouterMessage(\x01\x30\x01\x12N\n\x04Lead\x12!.dflash.internal.v1.TargetMessage\x1a\x1f.dflash.internal.v1.LeadMessage(\x01\x30\x01\x12S\n\x06Status\x12\'.dflash.internal.v1.RouterStatusRequest\x1a .dflash.internal.v1.RouterStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/router.proto\x12\x12\x64\x66lash.internal.v1\x1a\x13protos/common.proto\"\x15\n\x13RouterStatusRequest\"u\n\x0cRouterStatus\x12\x13\n\x0bnum_targets\x18\x01 \x01(\r\x12\x14\n\x0cnum_drafters\x18\x02 \x01(\r\x12\x13\n\x0bnum_running\x18\x03 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x04 \x01(\r\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"\x7f\n\x0eGatewayMessage\x12\x34\n\ngeneration\x18\x01 \x01(\x0b\x32\x1e.dflash.internal.v1.GenerationH\x00\x12,\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1a.dflash.internal.v1.CancelH\x00\x42\t\n\x07message\"\xb2\x02\n\nGeneration\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x31\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1e.dflash.internal.v1.Int32Array\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.dflash.internal.v1.Sampling\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\x05\x12\x18\n\x0btree_budget\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x12\n\ntimeout_ms\x18\x08 \x01(\r\x12\x15\n\rlatency_class\x18\t \x01(\t\x12\x10\n\x08priority\x18\n \x01(\x11\x42\x0e\n\x0c_tree_budget\"\x1d\n\x06\x43\x61ncel\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\"\xae\x01\n\rRouterMessage\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.RouterHelloH\x00\x12\x30\n\x06tokens\x18\x02 \x01(\x0b\x32\x1e.dflash.internal.v1.TokenBatchH\x00\x12.\n\x07goodbye\x18\x03 \x01(\x0b\x32\x1b.dflash.internal.v1.GoodbyeH\x00\x42\t\n\x07message\"=\n\x0bRouterHello\x12.\n\x06target\x18\x01 \x01(\x0b\x32\x1e.dflash.internal.v1.TargetInfo\"\xfe\x01\n\nTokenBatch\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\x12\x12\n\nnum_tokens\x18\x02 \x03(\r\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x16\n\x0enum_tree_nodes\x18\x04 \x03(\r\x12\x15\n\rcached_tokens\x18\x05 \x03(\r\x12\x36\n\x04\x65nds\x18\x06 \x03(\x0b\x32(.dflash.internal.v1.TokenBatch.EndsEntry\x1aL\n\tEndsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceEnd:\x02\x38\x01\"\x86\x01\n\x0bSequenceEnd\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x32\n\nstatistics\x18\x02 \x01(\x0b\x32\x1e.dflash.internal.v1.Statistics\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.dflash.internal.v1.Failure\"N\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\x12\x15\n\rretry_after_s\x18\x04 \x01(\x02\"\xbc\x01\n\nStatistics\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x12\n\ntree_nodes\x18\x02 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x03 \x01(\r\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x06 \x01(\x01\x12\x11\n\tdecode_ms\x18\x07 \x01(\x01\x12\x15\n\rcached_tokens\x18\x08 \x01(\r\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xad\x01\n\rTargetMessage\x12.\n\x04info\x18\x01 \x01(\x0b\x32\x1e.dflash.internal.v1.TargetInfoH\x00\x12\x31\n\x06result\x18\x02 \x01(\x0b\x32\x1f.dflash.internal.v1.RoundResultH\x00\x12.\n\x07goodbye\x18\x03 \x01(\x0b\x32\x1b.dflash.internal.v1.GoodbyeH\x00\x42\t\n\x07message\"}\n\x0bLeadMessage\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32 .dflash.internal.v1.RoundRequestH\x00\x12.\n\x07goodbye\x18\x02 \x01(\x0b\x32\x1b.dflash.internal.v1.GoodbyeH\x00\x42\t\n\x07message\"\xc8\x02\n\nTargetInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x13\n\x0bhidden_size\x18\x03 \x01(\r\x12\x12\n\nnum_layers\x18\x04 \x01(\r\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\x05\x12\x15\n\rkv_block_size\x18\x07 \x01(\r\x12\x12\n\nnum_blocks\x18\x08 \x01(\r\x12\x10\n\x08max_rows\x18\t \x01(\r\x12\x15\n\rmax_tree_rows\x18\n \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\x12\r\n\x05\x65poch\x18\x0c \x01(\r\x12\x11\n\trow_sizes\x18\r \x03(\r\x12\x35\n\x0bround_times\x18\x0e \x03(\x0b\x32 .dflash.internal.v1.MeasuredTime\"\x87\x02\n\x0cRoundRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12-\n\x08prefills\x18\x02 \x03(\x0b\x32\x1b.dflash.internal.v1.Prefill\x12(\n\x05trees\x18\x03 \x01(\x0b\x32\x19.dflash.internal.v1.Trees\x12\x31\n\x08releases\x18\x04 \x03(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12+\n\x07refills\x18\x05 \x03(\x0b\x32\x1a.dflash.internal.v1.Refill\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x18\n\x10queued_sequences\x18\x07 \x01(\r\"\xb8\x02\n\x07Prefill\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\x31\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1e.dflash.internal.v1.Int32Array\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0f\n\x07is_last\x18\x04 \x01(\x08\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.dflash.internal.v1.Sampling\x12\x17\n\x0f\x64rafter_address\x18\x07 \x01(\t\x12\x15\n\rfeatures_from\x18\x08 \x01(\r\x12\x31\n\tfollowing\x18\t \x01(\x0b\x32\x1e.dflash.internal.v1.Int32Array\"\x84\x01\n\x05Trees\x12.\n\x04keys\x18\x01 \x01(\x0b\x32 .dflash.internal.v1.SequenceKeys\x12\x16\n\x0eroot_positions\x18\x02 \x03(\r\x12\x10\n\x08num_rows\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12\x0e\n\x06\x64\x65pths\x18\x05 \x01(\x0c\"f\n\x06Refill\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\x15\n\rfrom_position\x18\x02 \x01(\r\x12\x17\n\x0f\x64rafter_address\x18\x03 \x01(\t\"\xd5\x02\n\x0bRoundResult\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12.\n\x08outcomes\x18\x02 \x01(\x0b\x32\x1c.dflash.internal.v1.Outcomes\x12\x13\n\x0b\x66ree_blocks\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12I\n\x0estage_times_us\x18\x05 \x03(\x0b\x32\x31.dflash.internal.v1.RoundResult.StageTimesUsEntry\x12,\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x1b.dflash.internal.v1.Failure\x12\x32\n\tpreempted\x18\x07 \x03(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x1a\x33\n\x11StageTimesUsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xa7\x02\n\x08Outcomes\x12.\n\x04keys\x18\x01 \x01(\x0b\x32 .dflash.internal.v1.SequenceKeys\x12\x10\n\x08statuses\x18\x02 \x03(\t\x12\x14\n\x0cnum_accepted\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12\x14\n\x0c\x62onus_tokens\x18\x05 \x03(\x11\x12\x13\n\x0b\x63\x61\x63hed_lens\x18\x06 \x03(\r\x12\x16\n\x0enum_hit_tokens\x18\x07 \x03(\r\x12<\n\x08messages\x18\x08 \x03(\x0b\x32*.dflash.internal.v1.Outcomes.MessagesEntry\x1a/\n\rMessagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x82\x02\n\x06Router\x12S\n\x06Submit\x12\".dflash.internal.v1.GatewayMessage\x1a!.dflash.internal.v1.RouterMessage(\x01\x30\x01\x12N\n\x04Lead\x12!.dflash.internal.v1.TargetMessage\x1a\x1f.dflash.internal.v1.LeadMessage(\x01\x30\x01\x12S\n\x06Status\x12\'.dflash.internal.v1.RouterStatusRequest\x1a .dflash.internal.v1.RouterStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TOKENBATCH_ENDSENTRY']._loaded_options = None
+  _globals['_TOKENBATCH_ENDSENTRY']._serialized_options = b'8\001'
   _globals['_ROUNDRESULT_STAGETIMESUSENTRY']._loaded_options = None
   _globals['_ROUNDRESULT_STAGETIMESUSENTRY']._serialized_options = b'8\001'
+  _globals['_OUTCOMES_MESSAGESENTRY']._loaded_options = None
+  _globals['_OUTCOMES_MESSAGESENTRY']._serialized_options = b'8\001'
   _globals['_ROUTERSTATUSREQUEST']._serialized_start=64
   _globals['_ROUTERSTATUSREQUEST']._serialized_end=85
   _globals['_ROUTERSTATUS']._serialized_start=87
@@ -48,36 +52,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTERMESSAGE']._serialized_end=850
   _globals['_ROUTERHELLO']._serialized_start=852
   _globals['_ROUTERHELLO']._serialized_end=913
-  _globals['_TOKENBATCH']._serialized_start=915
-  _globals['_TOKENBATCH']._serialized_end=982
-  _globals['_SEQUENCETOKENS']._serialized_start=985
-  _globals['_SEQUENCETOKENS']._serialized_end=1241
-  _globals['_FAILURE']._serialized_start=1243
-  _globals['_FAILURE']._serialized_end=1321
-  _globals['_STATISTICS']._serialized_start=1324
-  _globals['_STATISTICS']._serialized_end=1512
-  _globals['_GOODBYE']._serialized_start=1514
-  _globals['_GOODBYE']._serialized_end=1539
-  _globals['_TARGETMESSAGE']._serialized_start=1542
-  _globals['_TARGETMESSAGE']._serialized_end=1715
-  _globals['_LEADMESSAGE']._serialized_start=1717
-  _globals['_LEADMESSAGE']._serialized_end=1842
-  _globals['_TARGETINFO']._serialized_start=1845
-  _globals['_TARGETINFO']._serialized_end=2173
-  _globals['_ROUNDREQUEST']._serialized_start=2176
-  _globals['_ROUNDREQUEST']._serialized_end=2442
-  _globals['_PREFILL']._serialized_start=2445
-  _globals['_PREFILL']._serialized_end=2757
-  _globals['_TREEROWS']._serialized_start=2760
-  _globals['_TREEROWS']._serialized_end=2938
-  _globals['_REFILL']._serialized_start=2940
-  _globals['_REFILL']._serialized_end=3042
-  _globals['_ROUNDRESULT']._serialized_start=3045
-  _globals['_ROUNDRESULT']._serialized_end=3385
-  _globals['_ROUNDRESULT_STAGETIMESUSENTRY']._serialized_start=3334
-  _globals['_ROUNDRESULT_STAGETIMESUSENTRY']._serialized_end=3385
-  _globals['_OUTCOME']._serialized_start=3388
-  _globals['_OUTCOME']._serialized_end=3592
-  _globals['_ROUTER']._serialized_start=3595
-  _globals['_ROUTER']._serialized_end=3853
+  _globals['_TOKENBATCH']._serialized_start=916
+  _globals['_TOKENBATCH']._serialized_end=1170
+  _globals['_TOKENBATCH_ENDSENTRY']._serialized_start=1094
+  _globals['_TOKENBATCH_ENDSENTRY']._serialized_end=1170
+  _globals['_SEQUENCEEND']._serialized_start=1173
+  _globals['_SEQUENCEEND']._serialized_end=1307
+  _globals['_FAILURE']._serialized_start=1309
+  _globals['_FAILURE']._serialized_end=1387
+  _globals['_STATISTICS']._serialized_start=1390
+  _globals['_STATISTICS']._serialized_end=1578
+  _globals['_GOODBYE']._serialized_start=1580
+  _globals['_GOODBYE']._serialized_end=1605
+  _globals['_TARGETMESSAGE']._serialized_start=1608
+  _globals['_TARGETMESSAGE']._serialized_end=1781
+  _globals['_LEADMESSAGE']._serialized_start=1783
+  _globals['_LEADMESSAGE']._serialized_end=1908
+  _globals['_TARGETINFO']._serialized_start=1911
+  _globals['_TARGETINFO']._serialized_end=2239
+  _globals['_ROUNDREQUEST']._serialized_start=2242
+  _globals['_ROUNDREQUEST']._serialized_end=2505
+  _globals['_PREFILL']._serialized_start=2508
+  _globals['_PREFILL']._serialized_end=2820
+  _globals['_TREES']._serialized_start=2823
+  _globals['_TREES']._serialized_end=2955
+  _globals['_REFILL']._serialized_start=2957
+  _globals['_REFILL']._serialized_end=3059
+  _globals['_ROUNDRESULT']._serialized_start=3062
+  _globals['_ROUNDRESULT']._serialized_end=3403
+  _globals['_ROUNDRESULT_STAGETIMESUSENTRY']._serialized_start=3352
+  _globals['_ROUNDRESULT_STAGETIMESUSENTRY']._serialized_end=3403
+  _globals['_OUTCOMES']._serialized_start=3406
+  _globals['_OUTCOMES']._serialized_end=3701
+  _globals['_OUTCOMES_MESSAGESENTRY']._serialized_start=3654
+  _globals['_OUTCOMES_MESSAGESENTRY']._serialized_end=3701
+  _globals['_ROUTER']._serialized_start=3704
+  _globals['_ROUTER']._serialized_end=3962
 # @@protoc_insertion_point(module_scope)

@@ -228,72 +228,100 @@ Global___RouterHello: _TypeAlias = RouterHello  # noqa: Y015
 
 @_typing.final
 class TokenBatch(_message.Message):
-    """The tokens of all sequences of one gateway in one round."""
+    """The tokens of all sequences of one gateway in one round, in columns; those of all sequences lie one after the other."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SEQUENCES_FIELD_NUMBER: _builtins.int
+    @_typing.final
+    class EndsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        @_builtins.property
+        def value(self) -> Global___SequenceEnd: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: Global___SequenceEnd | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SEQUENCE_IDS_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    NUM_TREE_NODES_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    token_ids: _builtins.bytes
+    """int32"""
     @_builtins.property
-    def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceTokens]: ...
+    def sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def num_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def num_tree_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """verified for these tokens, without the root"""
+
+    @_builtins.property
+    def cached_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """with the first tokens: of the prompt, those that the prefix cache had"""
+
+    @_builtins.property
+    def ends(self) -> _containers.MessageMap[_builtins.int, Global___SequenceEnd]:
+        """by place: with the last tokens of a sequence"""
+
     def __init__(
         self,
         *,
-        sequences: _abc.Iterable[Global___SequenceTokens] | None = ...,
+        sequence_ids: _abc.Iterable[_builtins.str] | None = ...,
+        num_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _builtins.bytes = ...,
+        num_tree_nodes: _abc.Iterable[_builtins.int] | None = ...,
+        cached_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        ends: _abc.Mapping[_builtins.int, Global___SequenceEnd] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequences", b"sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "ends", b"ends", "num_tokens", b"num_tokens", "num_tree_nodes", b"num_tree_nodes", "sequence_ids", b"sequence_ids", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TokenBatch: _TypeAlias = TokenBatch  # noqa: Y015
 
 @_typing.final
-class SequenceTokens(_message.Message):
+class SequenceEnd(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SEQUENCE_ID_FIELD_NUMBER: _builtins.int
-    TOKEN_IDS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     STATISTICS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
-    NUM_TREE_NODES_FIELD_NUMBER: _builtins.int
-    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
-    sequence_id: _builtins.str
     finish_reason: _builtins.str
-    """"", "stop" or "length" """
-    num_tree_nodes: _builtins.int
-    """verified for these tokens, without the root"""
-    cached_tokens: _builtins.int
-    """with the first tokens: of the prompt, those that the prefix cache had"""
+    """"stop" or "length"; empty after a failure"""
     @_builtins.property
-    def token_ids(self) -> _common_pb2.Int32Array: ...
+    def statistics(self) -> Global___Statistics: ...
     @_builtins.property
-    def statistics(self) -> Global___Statistics:
-        """with the last tokens"""
-
-    @_builtins.property
-    def failure(self) -> Global___Failure:
-        """ends the sequence"""
-
+    def failure(self) -> Global___Failure: ...
     def __init__(
         self,
         *,
-        sequence_id: _builtins.str = ...,
-        token_ids: _common_pb2.Int32Array | None = ...,
         finish_reason: _builtins.str = ...,
         statistics: Global___Statistics | None = ...,
         failure: Global___Failure | None = ...,
-        num_tree_nodes: _builtins.int = ...,
-        cached_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "statistics", b"statistics", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "failure", b"failure", "finish_reason", b"finish_reason", "num_tree_nodes", b"num_tree_nodes", "sequence_id", b"sequence_id", "statistics", b"statistics", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "finish_reason", b"finish_reason", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SequenceTokens: _TypeAlias = SequenceTokens  # noqa: Y015
+Global___SequenceEnd: _TypeAlias = SequenceEnd  # noqa: Y015
 
 @_typing.final
 class Failure(_message.Message):
@@ -528,7 +556,7 @@ class RoundRequest(_message.Message):
     @_builtins.property
     def prefills(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prefill]: ...
     @_builtins.property
-    def trees(self) -> _containers.RepeatedCompositeFieldContainer[Global___TreeRows]: ...
+    def trees(self) -> Global___Trees: ...
     @_builtins.property
     def releases(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.SequenceKey]: ...
     @_builtins.property
@@ -538,13 +566,13 @@ class RoundRequest(_message.Message):
         *,
         round_id: _builtins.int = ...,
         prefills: _abc.Iterable[Global___Prefill] | None = ...,
-        trees: _abc.Iterable[Global___TreeRows] | None = ...,
+        trees: Global___Trees | None = ...,
         releases: _abc.Iterable[_common_pb2.SequenceKey] | None = ...,
         refills: _abc.Iterable[Global___Refill] | None = ...,
         timeout_ms: _builtins.int = ...,
         queued_sequences: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trees", b"trees"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["prefills", b"prefills", "queued_sequences", b"queued_sequences", "refills", b"refills", "releases", b"releases", "round_id", b"round_id", "timeout_ms", b"timeout_ms", "trees", b"trees"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -602,37 +630,42 @@ class Prefill(_message.Message):
 Global___Prefill: _TypeAlias = Prefill  # noqa: Y015
 
 @_typing.final
-class TreeRows(_message.Message):
+class Trees(_message.Message):
+    """In columns, one entry per tree; the rows of all trees lie one after the other."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    KEY_FIELD_NUMBER: _builtins.int
-    ROOT_POSITION_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    ROOT_POSITIONS_FIELD_NUMBER: _builtins.int
+    NUM_ROWS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DEPTHS_FIELD_NUMBER: _builtins.int
-    root_position: _builtins.int
+    token_ids: _builtins.bytes
+    """int32, of each in preorder, its row 0 is the root"""
+    depths: _builtins.bytes
+    """int32"""
     @_builtins.property
-    def key(self) -> _common_pb2.SequenceKey: ...
+    def keys(self) -> _common_pb2.SequenceKeys: ...
     @_builtins.property
-    def token_ids(self) -> _common_pb2.Int32Array:
-        """preorder, row 0 is the root"""
-
+    def root_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
-    def depths(self) -> _common_pb2.Int32Array: ...
+    def num_rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
-        key: _common_pb2.SequenceKey | None = ...,
-        root_position: _builtins.int = ...,
-        token_ids: _common_pb2.Int32Array | None = ...,
-        depths: _common_pb2.Int32Array | None = ...,
+        keys: _common_pb2.SequenceKeys | None = ...,
+        root_positions: _abc.Iterable[_builtins.int] | None = ...,
+        num_rows: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _builtins.bytes = ...,
+        depths: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["depths", b"depths", "key", b"key", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depths", b"depths", "key", b"key", "root_position", b"root_position", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depths", b"depths", "keys", b"keys", "num_rows", b"num_rows", "root_positions", b"root_positions", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TreeRows: _TypeAlias = TreeRows  # noqa: Y015
+Global___Trees: _TypeAlias = Trees  # noqa: Y015
 
 @_typing.final
 class Refill(_message.Message):
@@ -696,7 +729,7 @@ class RoundResult(_message.Message):
     """held by no sequence; findable prefixes may be in them"""
     epoch: _builtins.int
     @_builtins.property
-    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]: ...
+    def outcomes(self) -> Global___Outcomes: ...
     @_builtins.property
     def stage_times_us(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     @_builtins.property
@@ -711,14 +744,14 @@ class RoundResult(_message.Message):
         self,
         *,
         round_id: _builtins.int = ...,
-        outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+        outcomes: Global___Outcomes | None = ...,
         free_blocks: _builtins.int = ...,
         epoch: _builtins.int = ...,
         stage_times_us: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         failure: Global___Failure | None = ...,
         preempted: _abc.Iterable[_common_pb2.SequenceKey] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcomes", b"outcomes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failure", b"failure", "free_blocks", b"free_blocks", "outcomes", b"outcomes", "preempted", b"preempted", "round_id", b"round_id", "stage_times_us", b"stage_times_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -727,42 +760,77 @@ class RoundResult(_message.Message):
 Global___RoundResult: _TypeAlias = RoundResult  # noqa: Y015
 
 @_typing.final
-class Outcome(_message.Message):
+class Outcomes(_message.Message):
+    """In columns, one entry per outcome; the accepted tokens of all lie one after the other."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    KEY_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
+    @_typing.final
+    class MessagesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    NUM_ACCEPTED_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
-    BONUS_TOKEN_FIELD_NUMBER: _builtins.int
-    CACHED_LEN_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
+    BONUS_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_LENS_FIELD_NUMBER: _builtins.int
     NUM_HIT_TOKENS_FIELD_NUMBER: _builtins.int
-    status: _builtins.str
-    """dflash_core.contracts.OutcomeStatus"""
-    bonus_token: _builtins.int
-    cached_len: _builtins.int
-    message: _builtins.str
-    num_hit_tokens: _builtins.int
-    """of a first chunk: tokens of cached_len that the prefix cache had"""
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    token_ids: _builtins.bytes
+    """int32"""
     @_builtins.property
-    def key(self) -> _common_pb2.SequenceKey: ...
+    def keys(self) -> _common_pb2.SequenceKeys: ...
     @_builtins.property
-    def token_ids(self) -> _common_pb2.Int32Array: ...
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """dflash_core.contracts.OutcomeStatus"""
+
+    @_builtins.property
+    def num_accepted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def bonus_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def cached_lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def num_hit_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of a first chunk: tokens of cached_len that the prefix cache had"""
+
+    @_builtins.property
+    def messages(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """by the outcome's place: says more where it is not OK"""
+
     def __init__(
         self,
         *,
-        key: _common_pb2.SequenceKey | None = ...,
-        status: _builtins.str = ...,
-        token_ids: _common_pb2.Int32Array | None = ...,
-        bonus_token: _builtins.int = ...,
-        cached_len: _builtins.int = ...,
-        message: _builtins.str = ...,
-        num_hit_tokens: _builtins.int = ...,
+        keys: _common_pb2.SequenceKeys | None = ...,
+        statuses: _abc.Iterable[_builtins.str] | None = ...,
+        num_accepted: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _builtins.bytes = ...,
+        bonus_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        cached_lens: _abc.Iterable[_builtins.int] | None = ...,
+        num_hit_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        messages: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bonus_token", b"bonus_token", "cached_len", b"cached_len", "key", b"key", "message", b"message", "num_hit_tokens", b"num_hit_tokens", "status", b"status", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bonus_tokens", b"bonus_tokens", "cached_lens", b"cached_lens", "keys", b"keys", "messages", b"messages", "num_accepted", b"num_accepted", "num_hit_tokens", b"num_hit_tokens", "statuses", b"statuses", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+Global___Outcomes: _TypeAlias = Outcomes  # noqa: Y015

@@ -39,7 +39,9 @@ def main(
         int | None, typer.Option(min=1, help="Held-out excerpts; default: 32, or 2 on a CPU.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of each; default: 128, or 8 on a CPU.")] = None,
-    max_groups: Annotated[int, typer.Option(min=1, help="Most groups of prompts decoded at one concurrency.")] = 8,
+    max_prompts: Annotated[
+        int, typer.Option(min=1, help="Most prompts decoded at one concurrency, but at least a group.")
+    ] = 16,
     tree_budget: Annotated[
         list[int] | None, typer.Option(min=1, help="Sizes of trees; default: 8, 16, 32, 64.")
     ] = None,
@@ -81,7 +83,7 @@ def main(
         concurrencies=picked(concurrency, (1, 8, 32) if on_gpu else (1, 2)),
         temperatures=tuple(temperature or (0.0, 1.0)),
         max_tokens=max_tokens or (128 if on_gpu else 8),
-        max_groups=max_groups,
+        max_prompts=max_prompts,
         time_limit_s=time_limit_s,
     )
     prompts = default_prompts()[: num_prompts or (32 if on_gpu else 2)]

@@ -5,38 +5,69 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from cluster.requests import Strategy
+from cluster.router import RouterSettings
 from dflash_core.errors import InvalidRequest
+
+_COMPARED_BUDGETS = (8, 16)  # at which raw and learned scores are compared
+_PUBLISHED_BUDGETS = (7, 16)  # at which the published method is compared: its figures are for these
 
 
 class ArmKind(Enum):
     HUGGING_FACE = "hugging_face"  # transformers' own generate with its default cache
     PLAIN = "plain"  # our loop without drafts
     CHAIN = "chain"  # our loop, the drafter's likeliest token at each depth
-    TREE = "tree"  # our loop, draft trees
+    TREE = "tree"  # our loop, draft trees of a fixed size
+    ADAPTIVE = "adaptive"  # our loop, as many nodes as pay: the router's default
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to decode. `tree_budget` counts nodes of a sequence and round without the root; 0 where none are."""
+    """One way to decode. `tree_budget` counts nodes of a sequence and round without the root; 0 where none is fixed."""
 
     kind: ArmKind
     tree_budget: int = 0
     uses_noise: bool = True  # the drafter ranks its candidates with the target's noise; nothing at temperature 0
+    learns_acceptance: bool = True  # nodes are scored by how often such nodes were accepted; else by the drafter alone
 
     @property
     def name(self) -> str:
         match self.kind:
             case ArmKind.HUGGING_FACE:
                 return "HF generate"
-            case ArmKind.PLAIN | ArmKind.CHAIN:
+            case ArmKind.PLAIN | ArmKind.CHAIN | ArmKind.ADAPTIVE:
                 name = self.kind.value
             case ArmKind.TREE:
                 name = f"tree {self.tree_budget}"
+        if not self.learns_acceptance:
+            name = f"{name} raw"
         return name if self.uses_noise else f"{name} w/o noise"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Among what a user could have set instead of letting the router choose."""
+        return self.kind in (ArmKind.PLAIN, ArmKind.CHAIN, ArmKind.TREE) and self.learns_acceptance and self.uses_noise
+
+    @property
+    def router_settings(self) -> RouterSettings:
+        """Raises ValueError for the arm that has no router."""
+        match self.kind:
+            case ArmKind.ADAPTIVE:
+                return RouterSettings()
+            case ArmKind.PLAIN:
+                return RouterSettings(strategy=Strategy.NONE)
+            case ArmKind.CHAIN | ArmKind.TREE:
+                strategy = Strategy.CHAIN if self.kind is ArmKind.CHAIN else Strategy.DRAFT_TREES
+                return RouterSettings(
+                    strategy=strategy, tree_budget=self.tree_budget, learns_acceptance=self.learns_acceptance
+                )
+            case ArmKind.HUGGING_FACE:
+                raise ValueError(f"{self.name} has no router")
 
 
 HUGGING_FACE = Arm(ArmKind.HUGGING_FACE)
 PLAIN = Arm(ArmKind.PLAIN)
+ADAPTIVE = Arm(ArmKind.ADAPTIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +78,26 @@ class Cell:
     concurrency: int  # requests at a time
 
 
-def arms_at(temperature: float, tree_budgets: tuple[int, ...], chain_depth: int) -> tuple[Arm, ...]:
-    """The arms of a temperature: `generate` where greedy, drafts without the shared noise where it matters.
+def arms_at(
+    temperature: float, tree_budgets: tuple[int, ...], chain_depth: int, with_references: bool
+) -> tuple[Arm, ...]:
+    """The arms of a temperature: every fixed setting, the adaptive one, and what they are compared with.
 
-    `chain_depth` is the drafter's depth: a chain can use no more nodes. Raises `InvalidRequest` for a budget below 1.
+    `chain_depth` is the drafter's depth: a chain can use no more nodes. The references are `generate` where greedy,
+    trees of raw scores, and where it matters those of the published method, without the shared noise as well.
+    Raises `InvalidRequest` for a budget below 1.
     """
     wrong = [budget for budget in tree_budgets if budget < 1]
     if wrong:
         raise InvalidRequest(f"a tree budget must be at least 1, got {wrong[0]}", param="tree_budgets")
-    ours = (PLAIN, Arm(ArmKind.CHAIN, chain_depth), *(Arm(ArmKind.TREE, budget) for budget in tree_budgets))
+    trees = tuple(Arm(ArmKind.TREE, budget) for budget in tree_budgets)
+    ours = (PLAIN, Arm(ArmKind.CHAIN, chain_depth), *trees, ADAPTIVE)
+    if not with_references:
+        return ours
+    raw = tuple(Arm(ArmKind.TREE, budget, learns_acceptance=False) for budget in _COMPARED_BUDGETS)
     if temperature == 0.0:
-        return (HUGGING_FACE, *ours)
-    pairs = (7, 16)  # the sizes for which figures without the shared noise are published
-    extra = tuple(Arm(ArmKind.TREE, budget) for budget in pairs if budget not in tree_budgets)
-    return (*ours, *extra, *(Arm(ArmKind.TREE, budget, uses_noise=False) for budget in pairs))
+        return (HUGGING_FACE, *ours, *raw)
+    published = tuple(
+        Arm(ArmKind.TREE, budget, uses_noise=False, learns_acceptance=False) for budget in _PUBLISHED_BUDGETS
+    )
+    return (*ours, *raw, *published)

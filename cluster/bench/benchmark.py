@@ -12,6 +12,7 @@ from cluster.bench.measure import RunPlan, run, warm_up
 from cluster.bench.models import BenchModels, ModelOptions
 from cluster.bench.prompts import Prompt
 from cluster.bench.samples import Decoder, GroupPrompt, Sample
+from cluster.router.timeline import Timeline
 from dflash_core.errors import InvalidRequest, PromptTooLong
 
 
@@ -25,7 +26,8 @@ class BenchSettings:
     temperatures: tuple[float, ...] = (0.0, 1.0)
     max_tokens: int = 128  # where the prompt itself names none
     repeats: int = 1
-    max_groups: int | None = None  # most groups of prompts that a cell decodes; None: all
+    max_prompts: int | None = None  # most prompts that a cell decodes, but at least a group; None: all
+    with_references: bool = True  # arms that no user would choose: `cluster.bench.arms.arms_at`
     time_limit_s: float | None = None  # no further group is begun after that; None: none
     seed: int = 0
 
@@ -37,7 +39,7 @@ class BenchSettings:
             "concurrencies": min(self.concurrencies),
             "max_tokens": self.max_tokens,
             "repeats": self.repeats,
-            "max_groups": 1 if self.max_groups is None else self.max_groups,
+            "max_prompts": 1 if self.max_prompts is None else self.max_prompts,
         }
         for name, value in least.items():
             if value < 1:
@@ -58,9 +60,14 @@ class Benchmark:
         ]
         self.plan = RunPlan(
             prompts=tuple(self._tokenised(prompt, index, settings) for index, prompt in enumerate(prompts)),
-            arms={cell: arms_at(cell.temperature, settings.tree_budgets, self._models.draft_depth) for cell in cells},
+            arms={
+                cell: arms_at(
+                    cell.temperature, settings.tree_budgets, self._models.draft_depth, settings.with_references
+                )
+                for cell in cells
+            },
             repeats=settings.repeats,
-            max_groups=settings.max_groups,
+            max_prompts=settings.max_prompts,
         )
         self._time_limit_s = settings.time_limit_s
         self._decoders: dict[Arm, Decoder] = {}
@@ -82,9 +89,9 @@ class Benchmark:
         """Yields once per arm and cell."""
         return warm_up(self.plan, self._decoders)
 
-    def run(self) -> AsyncIterator[Sample]:
+    def run(self, timeline: Timeline | None = None) -> AsyncIterator[Sample]:
         """Yields `plan.num_samples` samples, fewer where time runs out: then complete groups still."""
-        return run(self.plan, self._decoders, self._time_limit_s)
+        return run(self.plan, self._decoders, self._time_limit_s, timeline)
 
     def _tokenised(self, prompt: Prompt, index: int, settings: BenchSettings) -> GroupPrompt:
         token_ids = tuple(self._models.tokenizer.encode(prompt.prompt).ids)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from cluster.bench.samples import Decoded, GroupPrompt
+from cluster.router.timeline import Timeline
 
 
 class HuggingFaceDecoder:
@@ -31,8 +32,11 @@ class HuggingFaceDecoder:
         self._eos = frozenset(eos_token_ids)
         self._executor = executor
 
-    async def decode(self, prompts: list[GroupPrompt], temperature: float) -> Decoded:
-        """Raises ValueError for a temperature other than 0: its sampling is not ours."""
+    async def decode(self, prompts: list[GroupPrompt], temperature: float, timeline: Timeline | None) -> Decoded:
+        """Draws nothing: it has no rounds.
+
+        Raises ValueError for a temperature other than 0: its sampling is not ours.
+        """
         if temperature != 0.0:
             raise ValueError(f"the Hugging Face arm is greedy, got temperature {temperature}")
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._generate, prompts)

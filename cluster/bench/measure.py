@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from cluster.bench.arms import Arm, Cell
 from cluster.bench.samples import Decoder, GroupPrompt, Sample
+from cluster.router.clock import now
+from cluster.router.timeline import Span, Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class RunPlan:
     prompts: tuple[GroupPrompt, ...]
     arms: Mapping[Cell, tuple[Arm, ...]]
     repeats: int
-    max_groups: int | None = None  # of a cell; None: as many as the prompts make
+    max_prompts: int | None = None  # of a cell, which decodes at least a group; None: all
 
     @property
     def num_samples(self) -> int:
@@ -29,7 +31,8 @@ class RunPlan:
 
     def groups(self, cell: Cell) -> list[list[GroupPrompt]]:
         """What a cell decodes, a group at a time."""
-        return groups_of(self.prompts, cell.concurrency)[: self.max_groups]
+        groups = groups_of(self.prompts, cell.concurrency)
+        return groups if self.max_prompts is None else groups[: max(1, self.max_prompts // cell.concurrency)]
 
 
 def groups_of(prompts: Sequence[GroupPrompt], concurrency: int) -> list[list[GroupPrompt]]:
@@ -43,9 +46,15 @@ def rotated(arms: tuple[Arm, ...], by: int) -> tuple[Arm, ...]:
 
 
 async def run(
-    plan: RunPlan, decoders: Mapping[Arm, Decoder], time_limit_s: float | None = None
+    plan: RunPlan,
+    decoders: Mapping[Arm, Decoder],
+    time_limit_s: float | None = None,
+    timeline: Timeline | None = None,
 ) -> AsyncIterator[Sample]:
-    """Yields each sample as it is measured. After `time_limit_s` no group but the first is begun: all arms or none."""
+    """Yields each sample as it is measured. After `time_limit_s` no group but the first is begun: all arms or none.
+
+    The timeline gets the first group of every cell in the last repeat: more of them would be too much to look at.
+    """
     begin, is_first = time.monotonic(), True
     for repeat in range(plan.repeats):
         for cell, arms in plan.arms.items():
@@ -53,8 +62,13 @@ async def run(
                 if time_limit_s is not None and not is_first and time.monotonic() - begin >= time_limit_s:
                     return
                 is_first = False
+                drawn = timeline if group == 0 and repeat == plan.repeats - 1 else None
                 for arm in rotated(arms, group + repeat):
-                    decoded = await decoders[arm].decode(prompts, cell.temperature)
+                    begin_s = now()
+                    decoded = await decoders[arm].decode(prompts, cell.temperature, drawn)
+                    if drawn is not None:
+                        numbers = {"temperature": cell.temperature, "concurrency": cell.concurrency}
+                        drawn.add("bench", "bench", Span(arm.name, begin_s, now(), numbers))
                     yield Sample(cell, arm, repeat, group, decoded)
 
 
@@ -63,5 +77,5 @@ async def warm_up(plan: RunPlan, decoders: Mapping[Arm, Decoder]) -> AsyncIterat
     for cell, arms in plan.arms.items():
         prompts = plan.groups(cell)[0]
         for arm in arms:
-            await decoders[arm].decode(prompts, cell.temperature)
+            await decoders[arm].decode(prompts, cell.temperature, None)
             yield arm

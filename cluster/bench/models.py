@@ -11,8 +11,7 @@ from cluster.bench.hugging_face import HuggingFaceDecoder
 from cluster.bench.router_decoder import RouterDecoder
 from cluster.bench.samples import Decoder
 from cluster.loading import load_tokenizer
-from cluster.requests import Strategy
-from cluster.router import Router, RouterSettings
+from cluster.router import Router
 from cluster.transports.in_process import InProcessContextSink, InProcessDrafter, InProcessTarget
 from dflash_core.models.checkpoints import resolve_checkpoint
 from dflash_core.runners.devices import pick_device, pick_dtype
@@ -20,22 +19,25 @@ from dflash_core.runners.drafter import DrafterRunner
 from dflash_core.runners.settings import DeviceName, DrafterSettings, DtypeName, TargetSettings
 from dflash_core.runners.target import TargetRunner
 
-STRATEGIES = {ArmKind.PLAIN: Strategy.NONE, ArmKind.CHAIN: Strategy.CHAIN, ArmKind.TREE: Strategy.DRAFT_TREES}
-
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Which pair, and how it runs: the same for every arm."""
+    """Which pair, and how it runs: the same for every arm.
+
+    one_thread: drafter and target take turns, as in `LLMInferenceEngine`; else each has a thread, and one works while
+        the other does, as in the cluster, where they are processes. num_threads: of each.
+    """
 
     target: str
     drafter: str
     device: DeviceName = "auto"
     dtype: DtypeName = "auto"
     num_threads: int = 1
+    one_thread: bool = False
 
 
 class BenchModels:
-    """Target and drafter with one thread for all model work, as in `LLMInferenceEngine`.
+    """Target and drafter, and the threads on which they run.
 
     All arms of ours share one target runner. A drafter that ranks without the shared noise is a second runner of the
     same checkpoint.
@@ -50,7 +52,12 @@ class BenchModels:
         target_settings = TargetSettings.model_validate({**shared, "prefix_caching": False})
         self._target = TargetRunner.load(options.target, options.drafter, target_settings)
         self._drafter_settings = DrafterSettings.model_validate(shared)
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
+        self._target_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="target")
+        self._drafter_thread = (
+            self._target_thread
+            if options.one_thread
+            else ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
+        )
         self._drafters = {True: self._load_drafter(uses_noise=True)}
         self._routers: list[Router] = []
 
@@ -68,7 +75,7 @@ class BenchModels:
         for arm in wanted:
             if arm.uses_noise not in self._drafters:
                 self._drafters[arm.uses_noise] = self._load_drafter(arm.uses_noise)
-        target = InProcessTarget(self._target, InProcessContextSink(*self._drafters.values()), self._executor)
+        target = InProcessTarget(self._target, InProcessContextSink(*self._drafters.values()), self._target_thread)
         return {arm: self._decoder(arm, target) for arm in wanted}
 
     def _decoder(self, arm: Arm, target: InProcessTarget) -> Decoder:
@@ -79,11 +86,12 @@ class BenchModels:
                 pick_dtype(self._options.dtype, device),
                 device,
                 self._target.info.eos_token_ids,
-                self._executor,
+                self._target_thread,
             )
-        settings = RouterSettings(strategy=STRATEGIES[arm.kind], tree_budget=arm.tree_budget)
-        # Sharing one thread with the target, a drafter is never a straggler.
-        router = Router(replace(settings, draft_timeout_ms=settings.round_timeout_ms))
+        settings = arm.router_settings
+        if self._options.one_thread:  # then a drafter is never a straggler
+            settings = replace(settings, draft_timeout_ms=settings.round_timeout_ms)
+        router = Router(settings)
         router.add_target(target)
         if arm.kind is not ArmKind.PLAIN:
             router.add_drafter(self._drafters[arm.uses_noise])
@@ -93,9 +101,10 @@ class BenchModels:
     def _load_drafter(self, uses_noise: bool) -> InProcessDrafter:
         settings = self._drafter_settings.model_copy(update={"shared_noise": uses_noise})
         runner = DrafterRunner.load(self._options.drafter, self._options.target, settings)
-        return InProcessDrafter(runner, self._executor, f"in-process, shared noise {uses_noise}")
+        return InProcessDrafter(runner, self._drafter_thread, f"in-process, shared noise {uses_noise}")
 
     async def close(self) -> None:
         for router in self._routers:
             await router.close()
-        self._executor.shutdown()
+        self._target_thread.shutdown()
+        self._drafter_thread.shutdown()

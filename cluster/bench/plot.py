@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cluster.bench.arms import ArmKind
+from cluster.bench.arms import Arm, ArmKind
 from cluster.bench.report import cells_of
 from cluster.bench.summary import Row
 
@@ -17,8 +17,9 @@ COLOURS = {
     ArmKind.PLAIN: "#4c72b0",
     ArmKind.CHAIN: "#dd8452",
     ArmKind.TREE: "#55a868",
+    ArmKind.ADAPTIVE: "#c44e52",
 }
-WITHOUT_NOISE = "#c9dfcd"
+REFERENCE = "#c9dfcd"  # a tree without what this project adds
 
 
 def save_plot(path: Path, rows: Sequence[Row]) -> None:
@@ -29,7 +30,7 @@ def save_plot(path: Path, rows: Sequence[Row]) -> None:
     for column, cell in enumerate(cells):
         mine = [row for row in rows if row.cell == cell]
         names = [row.arm.name for row in mine]
-        colours = [COLOURS[row.arm.kind] if row.arm.uses_noise else WITHOUT_NOISE for row in mine]
+        colours = [_colour(row.arm) for row in mine]
         speed, acceptance = axes[0, column], axes[1, column]
         speed.set_title(f"T = {cell.temperature:g}, requests at a time: {cell.concurrency}")
         bars = speed.bar(names, [row.tokens_per_second for row in mine], color=colours)
@@ -44,3 +45,7 @@ def save_plot(path: Path, rows: Sequence[Row]) -> None:
     axes[0, 0].set_ylabel("tokens per second")
     axes[1, 0].set_ylabel("acceptance length (tokens per round)")
     figure.savefig(path, dpi=150)
+
+
+def _colour(arm: Arm) -> str:
+    return COLOURS[arm.kind] if arm.uses_noise and arm.learns_acceptance else REFERENCE

@@ -12,6 +12,7 @@ from rich.table import Table
 from cluster.bench.arms import ArmKind, Cell
 from cluster.bench.samples import Sample
 from cluster.bench.summary import Ratio, Row
+from cluster.bench.sweep import Sweep, sweep_of
 
 
 def cells_of(rows: Sequence[Row]) -> list[Cell]:
@@ -54,6 +55,38 @@ def stage_table(cell: Cell, rows: Sequence[Row]) -> Table:
     return table
 
 
+def sweep_table(sweep: Sweep) -> Table:
+    """The adaptive arm in every cell against the best that a user could have set for just that cell."""
+    table = _table("Adaptive against the best fixed setting of each cell", "temperature")
+    for name in ("requests", "best fixed", "tokens/s", "adaptive", "ratio", "× plain", "acceptance", "nodes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in sweep.cells:
+        acceptance = entry.adaptive.acceptance_length
+        table.add_row(
+            f"{entry.cell.temperature:g}",
+            str(entry.cell.concurrency),
+            entry.best.arm.name,
+            f"{entry.best.tokens_per_second:.1f}",
+            f"{entry.adaptive.tokens_per_second:.1f}",
+            f"{entry.over_best:.3f}",
+            f"{entry.over_plain:.2f}",
+            "" if acceptance is None else f"{acceptance:.2f}",
+            f"{entry.adaptive.nodes_per_round:.1f}",
+        )
+    return table
+
+
+def means_table(sweep: Sweep) -> Table:
+    """The adaptive arm against each single setting, kept in all cells."""
+    table = _table("Adaptive against one fixed setting for all cells, geometric means", "setting")
+    for name in ("adaptive is faster by", "least", "most"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for mean in sweep.means:
+        style = "bold" if mean is sweep.best_single else None
+        table.add_row(mean.arm.name, *(f"{v:.3f}" for v in (mean.geometric, mean.least, mean.most)), style=style)
+    return table
+
+
 def _table(title: str, first_column: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(first_column, no_wrap=True)
@@ -64,7 +97,7 @@ def savings_line(cell: Cell, rows: Sequence[Row], price_per_hour: float) -> str 
     """What a million tokens cost with and without speculation; None where one of the two was not measured."""
     mine = [row for row in rows if row.cell == cell]
     plain = next((row for row in mine if row.arm.kind is ArmKind.PLAIN), None)
-    drafted = [row for row in mine if row.arm.kind in (ArmKind.CHAIN, ArmKind.TREE)]
+    drafted = [row for row in mine if row.arm.kind in (ArmKind.CHAIN, ArmKind.TREE, ArmKind.ADAPTIVE)]
     if plain is None or not drafted:
         return None
     best = max(drafted, key=lambda row: row.tokens_per_second)
@@ -89,7 +122,13 @@ def as_json(
         if price_per_hour is not None:
             entry["cost_per_million_tokens"] = row.cost_per_million(price_per_hour)
         results.append(entry)
-    return {"machine": machine, "settings": settings, "results": results}
+    sweep = sweep_of(rows)
+    return {
+        "machine": machine,
+        "settings": settings,
+        "results": results,
+        "sweep": None if sweep is None else sweep.as_dict(),
+    }
 
 
 def _plain(row: Row) -> dict[str, Any]:

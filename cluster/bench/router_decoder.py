@@ -10,6 +10,7 @@ import numpy as np
 from cluster.bench.samples import Decoded, GroupPrompt
 from cluster.requests import GenerationRequest, GenerationStatistics, TokenEvent
 from cluster.router import Router
+from cluster.router.timeline import Timeline
 from cluster.router.timings import IDLE
 from cluster.transports.runner_protocols import TargetModelRunner
 from dflash_core.contracts import SamplingParams
@@ -41,7 +42,7 @@ class RouterDecoder:
         self._router = router
         self._runner = runner
 
-    async def decode(self, prompts: list[GroupPrompt], temperature: float) -> Decoded:
+    async def decode(self, prompts: list[GroupPrompt], temperature: float, timeline: Timeline | None) -> Decoded:
         collector = _Collector(len(prompts))
         requests = [
             GenerationRequest(
@@ -56,6 +57,7 @@ class RouterDecoder:
         ]
         timings = self._router.timings
         timings.reset()
+        timings.timeline = timeline
         begin = time.perf_counter()
         for request in requests:
             self._router.submit(request, collector)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.bench.arms import Arm, Cell
+from cluster.router.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,11 @@ class Decoded:
 class Decoder(Protocol):
     """One arm, ready to decode."""
 
-    async def decode(self, prompts: list[GroupPrompt], temperature: float) -> Decoded:
-        """Decodes all prompts at the same time. Raises the `DFlashError` of the first that failed."""
+    async def decode(self, prompts: list[GroupPrompt], temperature: float, timeline: Timeline | None) -> Decoded:
+        """Decodes all prompts at the same time, and draws its rounds, where it has any, on the timeline.
+
+        Raises the `DFlashError` of the first that failed.
+        """
         ...
 
 

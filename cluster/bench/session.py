@@ -16,9 +16,19 @@ from cluster.bench.benchmark import Benchmark, BenchSettings
 from cluster.bench.machine import describe_machine
 from cluster.bench.plot import save_plot
 from cluster.bench.prompts import Prompt
-from cluster.bench.report import as_json, cells_of, result_table, savings_line, stage_table
+from cluster.bench.report import (
+    as_json,
+    cells_of,
+    means_table,
+    result_table,
+    savings_line,
+    stage_table,
+    sweep_table,
+)
 from cluster.bench.samples import Sample
 from cluster.bench.summary import Row, summarise
+from cluster.bench.sweep import sweep_of
+from cluster.router.timeline import Timeline
 from dflash_core.errors import InvalidRequest
 
 
@@ -31,10 +41,11 @@ class Outputs:
 
     json_file: Path | None
     plot_file: Path | None
+    trace_file: Path | None = None
     gpu_hour_price: float | None = None
 
     def __post_init__(self) -> None:
-        for path in (self.json_file, self.plot_file):
+        for path in (self.json_file, self.plot_file, self.trace_file):
             if path is not None and not path.absolute().parent.is_dir():
                 raise InvalidRequest(f"cannot write {path}: its folder does not exist")
 
@@ -47,17 +58,20 @@ def run_benchmark(
     errors = Console(stderr=True)
     with errors.status("loading the models"):
         benchmark = Benchmark(settings, prompts)
-    samples = asyncio.run(_measure(benchmark, errors))
+    timeline = None if outputs.trace_file is None else Timeline()
+    samples = asyncio.run(_measure(benchmark, errors, timeline))
     rows = summarise(samples)
     _show(_wide_console(), rows, outputs.gpu_hour_price)
     if outputs.json_file is not None:
         found = as_json(machine, settings.as_dict() | dict(described), rows, samples, outputs.gpu_hour_price)
         outputs.json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if outputs.trace_file is not None and timeline is not None:
+        outputs.trace_file.write_text(json.dumps(timeline.as_chrome_trace()) + "\n", encoding="utf-8")
     if outputs.plot_file is not None:
         save_plot(outputs.plot_file, rows)
 
 
-async def _measure(benchmark: Benchmark, console: Console) -> list[Sample]:
+async def _measure(benchmark: Benchmark, console: Console, timeline: Timeline | None) -> list[Sample]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     samples = []
     async with benchmark:
@@ -67,7 +81,7 @@ async def _measure(benchmark: Benchmark, console: Console) -> list[Sample]:
                 progress.update(task, advance=1, description=f"warming up {arm.name}")
             progress.update(task, description="warmed up")
             task = progress.add_task("measuring", total=benchmark.plan.num_samples)
-            async for sample in benchmark.run():
+            async for sample in benchmark.run(timeline):
                 samples.append(sample)
                 progress.update(task, advance=1, description=f"measuring {sample.arm.name}")
             progress.update(task, description="measured")
@@ -85,6 +99,10 @@ def _show(console: Console, rows: Sequence[Row], price: float | None) -> None:
         console.print(result_table(cell, rows, price))
     for cell in cells_of(rows):
         console.print(stage_table(cell, rows))
+    sweep = sweep_of(rows)
+    if sweep is not None:
+        console.print(sweep_table(sweep))
+        console.print(means_table(sweep))
     if price is not None:
         for cell in cells_of(rows):
             line = savings_line(cell, rows, price)

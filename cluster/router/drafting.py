@@ -239,7 +239,7 @@ class DraftStage:
             link.times.observe(len(entry.order.blocks), ended_at - entry.sent_at)
             if not entry.was_late:
                 link.num_late = 0
-            self._timings.add_all("drafter", result.stage_times_us)
+            self._timings.drafted(link.drafter, entry.sent_at, ended_at, result)
             for draft in result.drafts:
                 sequence_or_none = entry.order.sequences.get(draft.key)
                 if sequence_or_none is not None:

@@ -130,6 +130,7 @@ class MicroBatch:
             with self._timings.wait(VERIFY):
                 result = await self._link.target.run_round(plan.request)
             verify_s, cycle_s = self._rounds.verified(sent_at, now())
+            self._timings.verified(self._link.target, self._index, sent_at, plan.request, result)
             with self._timings.stage(COMMIT):
                 commit_round(self._link, plan, result, self._host, self._timings, now())
         except Unavailable as error:
@@ -143,7 +144,6 @@ class MicroBatch:
                 if sequence.target is self._link:
                     self._host.prefill_again(sequence, f"its round failed: {reason}")
         else:
-            self._timings.add_all("target", result.stage_times_us)
             self._observe_times(plan, result, verify_s, cycle_s)
             return result
         return None

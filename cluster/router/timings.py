@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cluster.router.clock import now
+from cluster.router.timeline import ROUTER, Span, Timeline
+from dflash_core.contracts import Drafter, DraftResult, RoundRequest, RoundResult, Target
 
 # The router's own stages. A target's and a drafter's come with their answers, as "target.…" and "drafter.…".
 # Work, timed by the machine's clock:
@@ -35,7 +37,7 @@ class StageTime:
 
 @dataclass(slots=True)
 class RoundTimings:
-    """Sums per stage, and counts that say what a round was made of."""
+    """Sums per stage, and counts that say what a round was made of; a timeline too, where one is given."""
 
     stages: dict[str, StageTime] = field(default_factory=dict)
     rounds: int = 0
@@ -47,6 +49,7 @@ class RoundTimings:
     preemptions: int = 0
     expected_tokens: float = 0.0  # of the trees that had a draft, when they were built
     drafted_tokens: int = 0  # that came of them: accepted ones and the bonus tokens
+    timeline: Timeline | None = None  # kept by `reset`
 
     def add(self, stage: str, duration_us: int) -> None:
         entry = self.stages.get(stage)
@@ -63,11 +66,14 @@ class RoundTimings:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Times work of this process, whatever clock the event loop has."""
+        begin_s = 0.0 if self.timeline is None else now()
         begin = time.perf_counter_ns()
         try:
             yield
         finally:
             self.add(name, (time.perf_counter_ns() - begin) // 1000)
+            if self.timeline is not None:
+                self.timeline.add(ROUTER, ROUTER, Span(name.removeprefix("router."), begin_s, now()))
 
     @contextmanager
     def wait(self, name: str) -> Iterator[None]:
@@ -77,6 +83,31 @@ class RoundTimings:
             yield
         finally:
             self.add(name, round((now() - begin) * 1e6))
+
+    def verified(
+        self, target: Target, micro_batch: int, sent_at: float, request: RoundRequest, result: RoundResult
+    ) -> None:
+        """A round came back just now. `sent_at`: seconds of the event loop's clock."""
+        self.add_all("target", result.stage_times_us)
+        if self.timeline is None:
+            return
+        tree_rows = sum(rows.tree.num_rows for rows in request.trees)
+        numbers = {
+            "round_id": request.round_id,
+            "micro_batch": micro_batch,
+            "sequences": len(request.prefills) + len(request.trees),
+            "rows": sum(len(prefill.token_ids) for prefill in request.prefills) + tree_rows,
+            "nodes": tree_rows - len(request.trees),
+            "accepted": sum(outcome.num_accepted for outcome in result.outcomes),
+        }
+        self.timeline.add("target", target, Span("verify", sent_at, now(), numbers, result.stage_times_us))
+
+    def drafted(self, drafter: Drafter, sent_at: float, done_at: float, result: DraftResult) -> None:
+        """A drafter answered. Both times are of the event loop's clock."""
+        self.add_all("drafter", result.stage_times_us)
+        if self.timeline is not None:
+            numbers = {"batch_id": result.batch_id, "blocks": len(result.drafts)}
+            self.timeline.add("drafter", drafter, Span("draft", sent_at, done_at, numbers, result.stage_times_us))
 
     def reset(self) -> None:
         self.stages.clear()

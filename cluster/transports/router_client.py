@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster.requests import EventSink, GenerationRequest, TokenEvent
 from cluster.transports.client_stream import ClientStream
-from cluster.wire.generations import event_from_pb, generation_to_pb
+from cluster.wire.generations import events_from_pb, generation_to_pb
 from cluster.wire.rounds import target_info_from_pb
 from dflash_core.contracts import TargetInfo
 from dflash_core.errors import DFlashError, Unavailable
@@ -107,7 +107,7 @@ class RouterClient:
                 logger.info("router %s: goodbye: %s", self.address, message.goodbye.reason)
                 self.is_draining = True
             case "tokens":
-                self._hand_out([event_from_pb(sequence) for sequence in message.tokens.sequences])
+                self._hand_out(events_from_pb(message.tokens))
             case _:
                 logger.warning("router %s sent a message of an unknown kind", self.address)
 

@@ -16,12 +16,13 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
+import numpy as np
 
 from cluster.requests import TokenEvent
 from cluster.router import Router
 from cluster.status import grpc_status
 from cluster.transports.lead_target import LeadTarget
-from cluster.wire.generations import event_to_pb, failure_to_pb, generation_from_pb
+from cluster.wire.generations import events_to_pb, generation_from_pb
 from cluster.wire.rounds import target_info_from_pb, target_info_to_pb
 from dflash_core.errors import DFlashError, ProtocolError, Unavailable
 from protos import router_pb2, router_pb2_grpc
@@ -33,6 +34,7 @@ LeadContext = grpc.aio.ServicerContext[router_pb2.TargetMessage, router_pb2.Lead
 
 PEERS_KEY = "dflash-peers"  # trailing metadata of a refused target: where else it may ask
 _POLL_S = 0.02
+_NO_TOKENS = np.empty(0, dtype=np.int32)
 
 
 class _GatewayStream:
@@ -66,8 +68,7 @@ class _GatewayStream:
                 yield message
             # A gateway's message holds one entry per sequence and round; two rounds may have passed.
             if events:
-                batch = router_pb2.TokenBatch(sequences=[event_to_pb(event) for event in events])
-                yield router_pb2.RouterMessage(tokens=batch)
+                yield router_pb2.RouterMessage(tokens=events_to_pb(events))
             if self._has_ended:
                 return
 
@@ -150,11 +151,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
                         raise Unavailable("the router is draining")
                     self.router.submit(generation_from_pb(message.generation), gateway)
                 except DFlashError as error:
-                    tokens = router_pb2.SequenceTokens(
-                        sequence_id=message.generation.sequence_id, failure=failure_to_pb(error)
-                    )
-                    batch = router_pb2.TokenBatch(sequences=[tokens])
-                    gateway.say(router_pb2.RouterMessage(tokens=batch))
+                    gateway.put([TokenEvent(message.generation.sequence_id, _NO_TOKENS, error=error)])
             case "cancel":
                 self.router.cancel(message.cancel.sequence_id, gateway)
             case _:

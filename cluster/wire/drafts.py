@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
+from cluster.wire.columns import (
+    check_columns,
+    check_places,
+    joined_float32,
+    joined_int32,
+    keys_from_pb,
+    keys_to_pb,
+    matrices_float32,
+    matrices_int32,
+    samplings_from_pb,
+    samplings_to_pb,
+    texts_by_place,
+)
 from cluster.wire.pieces import (
-    int32_from_pb,
-    int32_to_pb,
-    internal_sampling_from_pb,
     key_from_pb,
     key_to_pb,
-    sampling_to_pb,
     tensor_from_pb,
     tensor_to_pb,
     times_from_pb,
@@ -64,83 +73,93 @@ def draft_request_to_pb(request: DraftRequest) -> drafter_pb2.DraftRequest:
         batch_id=request.batch_id,
         opens=[drafter_pb2.Open(key=key_to_pb(key), context_len=length) for key, length in request.opens],
         releases=[key_to_pb(key) for key in request.releases],
-        blocks=[
-            drafter_pb2.DraftBlock(
-                key=key_to_pb(block.key),
-                root_token=block.root_token,
-                context_len=block.context_len,
-                sampling=sampling_to_pb(block.sampling),
-                uses_noise=block.ranking.uses_noise,
-                truncation_penalty=block.ranking.truncation_penalty,
-            )
-            for block in request.blocks
-        ],
+        blocks=_blocks_to_pb(request.blocks),
         wait_ms=request.wait_ms,
         queued_sequences=request.queued_sequences,
     )
 
 
 def draft_request_from_pb(pb: drafter_pb2.DraftRequest) -> DraftRequest:
-    blocks = tuple(_block_from_pb(block) for block in pb.blocks)
-    if len({block.key.sequence_id for block in blocks}) != len(blocks):
-        raise ProtocolError("a draft request may hold one block per sequence")
     return DraftRequest(
         batch_id=pb.batch_id,
         opens=tuple((key_from_pb(entry.key), entry.context_len) for entry in pb.opens),
         releases=tuple(key_from_pb(key) for key in pb.releases),
-        blocks=blocks,
+        blocks=_blocks_from_pb(pb.blocks),
         wait_ms=pb.wait_ms,
         queued_sequences=pb.queued_sequences,
     )
 
 
-def _block_from_pb(pb: drafter_pb2.DraftBlock) -> DraftBlock:
+def _blocks_to_pb(blocks: Sequence[DraftBlock]) -> drafter_pb2.DraftBlocks:
+    return drafter_pb2.DraftBlocks(
+        keys=keys_to_pb([block.key for block in blocks]),
+        root_tokens=[block.root_token for block in blocks],
+        context_lens=[block.context_len for block in blocks],
+        samplings=samplings_to_pb([block.sampling for block in blocks]),
+        uses_noise=[block.ranking.uses_noise for block in blocks],
+        truncation_penalties=[block.ranking.truncation_penalty for block in blocks],
+    )
+
+
+def _blocks_from_pb(pb: drafter_pb2.DraftBlocks) -> tuple[DraftBlock, ...]:
+    keys, samplings = keys_from_pb(pb.keys), samplings_from_pb(pb.samplings)
+    check_columns(
+        keys,
+        root_tokens=pb.root_tokens,
+        context_lens=pb.context_lens,
+        samplings=samplings,
+        uses_noise=pb.uses_noise,
+        truncation_penalties=pb.truncation_penalties,
+    )
+    if len(set(pb.keys.sequence_ids)) != len(keys):
+        raise ProtocolError("a draft request may hold one block per sequence")
     try:
-        ranking = DraftRanking(pb.uses_noise, pb.truncation_penalty)
+        rankings = list(map(DraftRanking, pb.uses_noise, pb.truncation_penalties))
     except InvalidRequest as error:
         raise ProtocolError(error.message) from None
-    sampling = internal_sampling_from_pb(pb.sampling)
-    return DraftBlock(key_from_pb(pb.key), pb.root_token, pb.context_len, sampling, ranking)
+    return tuple(map(DraftBlock, keys, pb.root_tokens, pb.context_lens, samplings, rankings))
 
 
 def draft_result_to_pb(result: DraftResult) -> drafter_pb2.DraftResult:
-    return drafter_pb2.DraftResult(
+    drafts = result.drafts
+    pb = drafter_pb2.DraftResult(
         batch_id=result.batch_id,
-        drafts=[
-            drafter_pb2.Draft(
-                key=key_to_pb(draft.key),
-                context_len=draft.context_len,
-                depth=len(draft.token_ids),
-                token_ids=int32_to_pb(draft.token_ids),
-                scores=np.ascontiguousarray(draft.scores, dtype="<f4").tobytes(),
-                missing_from=draft.missing_from,
-                error=draft.error or "",
-            )
-            for draft in result.drafts
-        ],
+        drafts=drafter_pb2.Drafts(
+            keys=keys_to_pb([draft.key for draft in drafts]),
+            context_lens=[draft.context_len for draft in drafts],
+            depths=[draft.token_ids.shape[0] for draft in drafts],
+            num_candidates=[draft.token_ids.shape[1] for draft in drafts],
+            missing_from={
+                place: draft.missing_from for place, draft in enumerate(drafts) if draft.missing_from is not None
+            },
+            errors=texts_by_place(draft.error or "" for draft in drafts),
+        ),
         stage_times_us=result.stage_times_us,
     )
+    # In place: a message that is given to another one is copied, and nearly all bytes are in these two.
+    pb.drafts.token_ids = joined_int32([draft.token_ids for draft in drafts])
+    pb.drafts.scores = joined_float32([draft.scores for draft in drafts])
+    return pb
 
 
 def draft_result_from_pb(pb: drafter_pb2.DraftResult) -> DraftResult:
-    return DraftResult(pb.batch_id, tuple(_draft_from_pb(draft) for draft in pb.drafts), dict(pb.stage_times_us))
+    return DraftResult(pb.batch_id, _drafts_from_pb(pb.drafts), dict(pb.stage_times_us))
 
 
-def _draft_from_pb(pb: drafter_pb2.Draft) -> Draft:
-    flat = int32_from_pb(pb.token_ids)
-    if len(pb.scores) != 4 * len(flat) or (len(flat) % pb.depth if pb.depth else len(flat)):
-        raise ProtocolError(
-            f"a draft of depth {pb.depth} came with {len(flat)} candidates and {len(pb.scores)} bytes of scores"
-        )
-    shape = (pb.depth, len(flat) // pb.depth if pb.depth else 0)
-    return Draft(
-        key=key_from_pb(pb.key),
-        context_len=pb.context_len,
-        token_ids=flat.reshape(shape),
-        scores=np.frombuffer(pb.scores, dtype="<f4").astype(np.float32, copy=False).reshape(shape),
-        missing_from=pb.missing_from if pb.HasField("missing_from") else None,
-        error=pb.error or None,
-    )
+def _drafts_from_pb(pb: drafter_pb2.Drafts) -> tuple[Draft, ...]:
+    keys = keys_from_pb(pb.keys)
+    check_columns(keys, context_lens=pb.context_lens, depths=pb.depths, num_candidates=pb.num_candidates)
+    shapes = list(zip(pb.depths, pb.num_candidates, strict=True))
+    check_places("missing_from", pb.missing_from, len(keys))
+    check_places("an error", pb.errors, len(keys))
+    token_ids = matrices_int32(pb.token_ids, shapes, "candidates")
+    scores = matrices_float32(pb.scores, shapes, "scores")
+    drafts = list(map(Draft, keys, pb.context_lens, token_ids, scores))
+    for place, missing_from in pb.missing_from.items():
+        drafts[place] = drafts[place]._replace(missing_from=missing_from)
+    for place, error in pb.errors.items():
+        drafts[place] = drafts[place]._replace(error=error or None)
+    return tuple(drafts)
 
 
 def context_chunk_to_pb(chunk: ContextChunk) -> drafter_pb2.ContextChunk:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from cluster.requests import FinishReason, GenerationRequest, GenerationStatistics, LatencyClass, TokenEvent
 from cluster.status import error_of
+from cluster.wire.columns import check_columns, check_places, joined_int32, split_int32
 from cluster.wire.pieces import int32_from_pb, int32_to_pb, sampling_from_pb, sampling_to_pb
 from dflash_core.errors import DFlashError, ErrorCode, Overloaded, ProtocolError
 from protos import router_pb2
@@ -47,34 +51,59 @@ def _latency_class_from_pb(name: str) -> LatencyClass:
         raise ProtocolError(f"unknown latency class {name!r}") from None
 
 
-def event_to_pb(event: TokenEvent) -> router_pb2.SequenceTokens:
-    pb = router_pb2.SequenceTokens(
-        sequence_id=event.sequence_id,
-        token_ids=int32_to_pb(event.token_ids),
-        finish_reason="" if event.finish_reason is None else event.finish_reason.value,
-        num_tree_nodes=event.num_tree_nodes,
-        cached_tokens=event.cached_tokens,
+def events_to_pb(events: Sequence[TokenEvent]) -> router_pb2.TokenBatch:
+    return router_pb2.TokenBatch(
+        sequence_ids=[event.sequence_id for event in events],
+        num_tokens=[len(event.token_ids) for event in events],
+        token_ids=joined_int32([event.token_ids for event in events]),
+        num_tree_nodes=[event.num_tree_nodes for event in events],
+        cached_tokens=[event.cached_tokens for event in events],
+        ends={place: _end_to_pb(event) for place, event in enumerate(events) if event.is_last},
     )
-    if event.statistics is not None:
-        pb.statistics.CopyFrom(_statistics_to_pb(event.statistics))
-    if event.error is not None:
-        pb.failure.CopyFrom(failure_to_pb(event.error))
-    return pb
 
 
-def event_from_pb(pb: router_pb2.SequenceTokens) -> TokenEvent:
+def events_from_pb(pb: router_pb2.TokenBatch) -> list[TokenEvent]:
+    sequence_ids, num_tokens = list(pb.sequence_ids), list(pb.num_tokens)
+    check_columns(sequence_ids, num_tokens=num_tokens, num_tree_nodes=pb.num_tree_nodes, cached_tokens=pb.cached_tokens)
+    check_places("an end", pb.ends, len(sequence_ids))
+    token_ids = split_int32(pb.token_ids, num_tokens, "token_ids")
+    ends: list[_End] = [_NO_END] * len(sequence_ids)
+    for place, end in pb.ends.items():
+        ends[place] = _end_from_pb(end)
+    return [
+        TokenEvent(sequence_id, tokens, end.finish_reason, end.statistics, end.error, num_nodes, num_cached)
+        for sequence_id, tokens, end, num_nodes, num_cached in zip(
+            sequence_ids, token_ids, ends, pb.num_tree_nodes, pb.cached_tokens, strict=True
+        )
+    ]
+
+
+class _End(NamedTuple):
+    finish_reason: FinishReason | None
+    statistics: GenerationStatistics | None
+    error: DFlashError | None
+
+
+_NO_END = _End(None, None, None)
+
+
+def _end_to_pb(event: TokenEvent) -> router_pb2.SequenceEnd:
+    return router_pb2.SequenceEnd(
+        finish_reason="" if event.finish_reason is None else event.finish_reason.value,
+        statistics=None if event.statistics is None else _statistics_to_pb(event.statistics),
+        failure=None if event.error is None else failure_to_pb(event.error),
+    )
+
+
+def _end_from_pb(pb: router_pb2.SequenceEnd) -> _End:
     try:
         finish_reason = FinishReason(pb.finish_reason) if pb.finish_reason else None
     except ValueError:
         raise ProtocolError(f"unknown finish reason {pb.finish_reason!r}") from None
-    return TokenEvent(
-        sequence_id=pb.sequence_id,
-        token_ids=int32_from_pb(pb.token_ids),
-        finish_reason=finish_reason,
-        statistics=_statistics_from_pb(pb.statistics) if pb.HasField("statistics") else None,
-        error=failure_from_pb(pb.failure) if pb.HasField("failure") else None,
-        num_tree_nodes=pb.num_tree_nodes,
-        cached_tokens=pb.cached_tokens,
+    return _End(
+        finish_reason,
+        _statistics_from_pb(pb.statistics) if pb.HasField("statistics") else None,
+        failure_from_pb(pb.failure) if pb.HasField("failure") else None,
     )
 
 

@@ -20,9 +20,15 @@ def key_to_pb(key: SequenceKey) -> common_pb2.SequenceKey:
 
 
 def key_from_pb(pb: common_pb2.SequenceKey) -> SequenceKey:
-    if not 0 < len(pb.sequence_id) <= MAX_ID_CHARS:
-        raise ProtocolError(f"a sequence id must have 1 to {MAX_ID_CHARS} characters, got {len(pb.sequence_id)}")
+    check_id_lens([pb.sequence_id])
     return SequenceKey(pb.sequence_id, pb.attempt)
+
+
+def check_id_lens(sequence_ids: Iterable[str]) -> None:
+    """Raises `ProtocolError` for an id that is empty, or longer than any that this project makes."""
+    for num_chars in set(map(len, sequence_ids)):
+        if not 0 < num_chars <= MAX_ID_CHARS:
+            raise ProtocolError(f"a sequence id must have 1 to {MAX_ID_CHARS} characters, got {num_chars}")
 
 
 def int32_to_pb(values: npt.NDArray[np.int32]) -> common_pb2.Int32Array:

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from cluster.wire.columns import (
+    check_columns,
+    check_places,
+    joined_int32,
+    keys_from_pb,
+    keys_to_pb,
+    split_int32,
+    texts_by_place,
+)
 from cluster.wire.pieces import (
     int32_from_pb,
     int32_to_pb,
@@ -26,6 +37,8 @@ from dflash_core.contracts import (
 )
 from dflash_core.errors import ProtocolError
 from protos import router_pb2
+
+_STATUSES = {status.value: status for status in OutcomeStatus}
 
 
 def target_info_to_pb(info: TargetInfo) -> router_pb2.TargetInfo:
@@ -73,7 +86,7 @@ def round_request_to_pb(request: RoundRequest) -> router_pb2.RoundRequest:
     return router_pb2.RoundRequest(
         round_id=request.round_id,
         prefills=[_prefill_to_pb(prefill) for prefill in request.prefills],
-        trees=[_tree_to_pb(tree) for tree in request.trees],
+        trees=_trees_to_pb(request.trees),
         releases=[key_to_pb(key) for key in request.releases],
         refills=[
             router_pb2.Refill(
@@ -92,7 +105,7 @@ def round_request_from_pb(pb: router_pb2.RoundRequest) -> RoundRequest:
     return RoundRequest(
         round_id=pb.round_id,
         prefills=tuple(_prefill_from_pb(prefill) for prefill in pb.prefills),
-        trees=tuple(_tree_from_pb(tree) for tree in pb.trees),
+        trees=_trees_from_pb(pb.trees),
         releases=tuple(key_from_pb(key) for key in pb.releases),
         refills=tuple(
             Refill(key_from_pb(refill.key), refill.from_position, refill.drafter_address) for refill in pb.refills
@@ -138,38 +151,31 @@ def _prefill_from_pb(pb: router_pb2.Prefill) -> Prefill:
     )
 
 
-def _tree_to_pb(rows: TreeRows) -> router_pb2.TreeRows:
-    return router_pb2.TreeRows(
-        key=key_to_pb(rows.key),
-        root_position=rows.root_position,
-        token_ids=int32_to_pb(rows.tree.token_ids),
-        depths=int32_to_pb(rows.tree.depths),
+def _trees_to_pb(trees: Sequence[TreeRows]) -> router_pb2.Trees:
+    return router_pb2.Trees(
+        keys=keys_to_pb([rows.key for rows in trees]),
+        root_positions=[rows.root_position for rows in trees],
+        num_rows=[rows.tree.num_rows for rows in trees],
+        token_ids=joined_int32([rows.tree.token_ids for rows in trees]),
+        depths=joined_int32([rows.tree.depths for rows in trees]),
     )
 
 
-def _tree_from_pb(pb: router_pb2.TreeRows) -> TreeRows:
+def _trees_from_pb(pb: router_pb2.Trees) -> tuple[TreeRows, ...]:
     """Sizes only: whether the depths are a tree, and the tokens in the vocabulary, is for the target to say."""
-    token_ids, depths = int32_from_pb(pb.token_ids), int32_from_pb(pb.depths)
-    if len(token_ids) != len(depths) or not len(token_ids):
-        raise ProtocolError(f"a tree has a root and as many depths as tokens, got {len(depths)} and {len(token_ids)}")
-    return TreeRows(key_from_pb(pb.key), pb.root_position, DraftTree(token_ids, depths))
+    keys, num_rows = keys_from_pb(pb.keys), list(pb.num_rows)
+    check_columns(keys, root_positions=pb.root_positions, num_rows=num_rows)
+    if 0 in num_rows:
+        raise ProtocolError(f"every tree has a root; that of {keys[num_rows.index(0)].sequence_id!r} has no rows")
+    token_ids = split_int32(pb.token_ids, num_rows, "token_ids")
+    depths = split_int32(pb.depths, num_rows, "depths")
+    return tuple(map(TreeRows, keys, pb.root_positions, map(DraftTree, token_ids, depths)))
 
 
 def round_result_to_pb(result: RoundResult) -> router_pb2.RoundResult:
     return router_pb2.RoundResult(
         round_id=result.round_id,
-        outcomes=[
-            router_pb2.Outcome(
-                key=key_to_pb(outcome.key),
-                status=outcome.status.value,
-                token_ids=int32_to_pb(outcome.token_ids),
-                bonus_token=outcome.bonus_token,
-                cached_len=outcome.cached_len,
-                message=outcome.message,
-                num_hit_tokens=outcome.num_hit_tokens,
-            )
-            for outcome in result.outcomes
-        ],
+        outcomes=_outcomes_to_pb(result.outcomes),
         free_blocks=result.free_blocks,
         epoch=result.epoch,
         stage_times_us=result.stage_times_us,
@@ -180,7 +186,7 @@ def round_result_to_pb(result: RoundResult) -> router_pb2.RoundResult:
 def round_result_from_pb(pb: router_pb2.RoundResult) -> RoundResult:
     return RoundResult(
         round_id=pb.round_id,
-        outcomes=tuple(_outcome_from_pb(outcome) for outcome in pb.outcomes),
+        outcomes=_outcomes_from_pb(pb.outcomes),
         free_blocks=pb.free_blocks,
         epoch=pb.epoch,
         stage_times_us=dict(pb.stage_times_us),
@@ -188,17 +194,36 @@ def round_result_from_pb(pb: router_pb2.RoundResult) -> RoundResult:
     )
 
 
-def _outcome_from_pb(pb: router_pb2.Outcome) -> Outcome:
-    try:
-        status = OutcomeStatus(pb.status)
-    except ValueError:
-        raise ProtocolError(f"unknown outcome status {pb.status!r}") from None
-    return Outcome(
-        key=key_from_pb(pb.key),
-        status=status,
-        token_ids=int32_from_pb(pb.token_ids),
-        bonus_token=pb.bonus_token,
-        cached_len=pb.cached_len,
-        message=pb.message,
+def _outcomes_to_pb(outcomes: Sequence[Outcome]) -> router_pb2.Outcomes:
+    return router_pb2.Outcomes(
+        keys=keys_to_pb([outcome.key for outcome in outcomes]),
+        statuses=[outcome.status.value for outcome in outcomes],
+        num_accepted=[outcome.num_accepted for outcome in outcomes],
+        token_ids=joined_int32([outcome.token_ids for outcome in outcomes]),
+        bonus_tokens=[outcome.bonus_token for outcome in outcomes],
+        cached_lens=[outcome.cached_len for outcome in outcomes],
+        num_hit_tokens=[outcome.num_hit_tokens for outcome in outcomes],
+        messages=texts_by_place(outcome.message for outcome in outcomes),
+    )
+
+
+def _outcomes_from_pb(pb: router_pb2.Outcomes) -> tuple[Outcome, ...]:
+    keys, num_accepted = keys_from_pb(pb.keys), list(pb.num_accepted)
+    check_columns(
+        keys,
+        statuses=pb.statuses,
+        num_accepted=num_accepted,
+        bonus_tokens=pb.bonus_tokens,
+        cached_lens=pb.cached_lens,
         num_hit_tokens=pb.num_hit_tokens,
     )
+    check_places("a message", pb.messages, len(keys))
+    try:
+        statuses = [_STATUSES[status] for status in pb.statuses]
+    except KeyError as error:
+        raise ProtocolError(f"unknown outcome status {error.args[0]!r}") from None
+    token_ids = split_int32(pb.token_ids, num_accepted, "token_ids")
+    messages = [""] * len(keys)
+    for place, message in pb.messages.items():
+        messages[place] = message
+    return tuple(map(Outcome, keys, statuses, token_ids, pb.bonus_tokens, pb.cached_lens, messages, pb.num_hit_tokens))

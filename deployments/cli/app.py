@@ -149,19 +149,32 @@ def bench(
     concurrency: Annotated[list[int], typer.Option(min=1, help="Requests at a time; may be repeated.")] = [1, 8],  # noqa: B006
     temperature: Annotated[list[float], typer.Option(min=0.0, help="May be repeated.")] = [0.0, 1.0],  # noqa: B006
     repeats: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 1,
+    max_prompts: Annotated[
+        int | None, typer.Option(min=1, help="Most prompts at one concurrency, but at least a group; default: all.")
+    ] = None,
+    references: Annotated[
+        bool, typer.Option(help="Also measure Hugging Face generate, trees of raw scores, and the published method.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampled outputs.")] = 0,
-    num_threads: Annotated[int, typer.Option(min=1, help="CPU threads of the models.")] = 1,
+    num_threads: Annotated[int, typer.Option(min=1, help="CPU threads of each model.")] = 1,
+    one_thread: Annotated[
+        bool,
+        typer.Option("--one-thread", help="Let target and drafter take turns; default: a thread each."),
+    ] = False,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the models run.")] = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="In what the models compute.")
     ] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all findings here.")] = None,
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Write a picture (PNG) here.")] = None,
+    trace_file: Annotated[
+        Path | None, typer.Option("--trace", help="Write a timeline of the last repeat here, for Perfetto.")
+    ] = None,
     gpu_hour_price: Annotated[
         float | None, typer.Option(min=0.0, help="Price of an hour of this machine: adds what a million tokens cost.")
     ] = None,
 ) -> None:
-    """Measure Hugging Face generate, plain decoding, chains and trees on the same prompts, interleaved."""
+    """Measure plain decoding, chains, fixed and adaptive trees on the same prompts, interleaved."""
     from cluster.bench.benchmark import BenchSettings
     from cluster.bench.models import ModelOptions
     from cluster.bench.session import Outputs
@@ -169,15 +182,17 @@ def bench(
 
     pair = ModelPair.of(target, drafter)
     settings = BenchSettings(
-        models=ModelOptions(pair.target, pair.drafter, device, dtype, num_threads),
+        models=ModelOptions(pair.target, pair.drafter, device, dtype, num_threads, one_thread),
         tree_budgets=tuple(tree_budget),
         concurrencies=tuple(concurrency),
         temperatures=tuple(temperature),
         max_tokens=max_tokens,
         repeats=repeats,
+        max_prompts=max_prompts,
+        with_references=references,
         seed=seed,
     )
-    run_bench(settings, prompts, num_prompts, Outputs(json_file, plot_file, gpu_hour_price))
+    run_bench(settings, prompts, num_prompts, Outputs(json_file, plot_file, trace_file, gpu_hour_price))
 
 
 @app.command("check-config")

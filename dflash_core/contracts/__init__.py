@@ -2,6 +2,9 @@
 
 The wire forms are in `protos/`; `cluster/wire` translates between the two. Token ids are int32 arrays. Positions count
 from 0 at the first prompt token.
+
+What is made anew for every sequence in every round is a NamedTuple, the rest are frozen dataclasses, which take several
+times as long to make.
 """
 
 from dflash_core.contracts.common import (

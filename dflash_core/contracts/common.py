@@ -51,8 +51,7 @@ class SamplingParams:
         return self.temperature == 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class DraftTree:
+class DraftTree(NamedTuple):
     """A draft tree in depth-first preorder, likeliest child first; row 0 is the root at depth 0.
 
     The two arrays say everything: the parent of a row is the last earlier row with one depth less.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,7 @@ class DraftRanking:
 DEFAULT_RANKING = DraftRanking()
 
 
-@dataclass(frozen=True, slots=True)
-class DraftBlock:
+class DraftBlock(NamedTuple):
     """Asks for a draft after `root_token`, which stands at position `context_len`."""
 
     key: SequenceKey
@@ -55,8 +54,7 @@ class DraftRequest:
     queued_sequences: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """The drafter's K likeliest tokens per depth, best first. Depth index i stands for position context_len + 1 + i.
 
     Where the context was incomplete or the block failed, the arrays are empty and `missing_from` or `error` says so.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -64,8 +64,7 @@ class Prefill:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class TreeRows:
+class TreeRows(NamedTuple):
     """A draft tree to verify. Row 0 must be the target's own last bonus token, `root_position` its `cached_len`."""
 
     key: SequenceKey
@@ -106,8 +105,7 @@ class OutcomeStatus(Enum):
     INVALID = "invalid"  # malformed tree, token out of the vocabulary, too long: fail the request
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a round did for one sequence: tokens committed, and where it stands."""
 
     key: SequenceKey

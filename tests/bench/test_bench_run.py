@@ -23,19 +23,22 @@ def _dflash(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_arm_writes_the_same(pair: TinyPair, tmp_path: Path) -> None:
-    prompts, found, picture = tmp_path / "prompts.jsonl", tmp_path / "found.json", tmp_path / "found.png"
+    names = ("prompts.jsonl", "found.json", "found.png", "trace.json")
+    prompts, found, picture, trace = (tmp_path / name for name in names)
     prompts.write_text('{"prompt": "def add(left"}\n{"prompt": "class Stack:\\n    def", "max_tokens": 9}\n')
     result = _dflash(
         *("bench", "--target", str(pair.target), "--drafter", str(pair.drafter), "--prompts", str(prompts)),
-        *("--max-tokens", "12", "--tree-budget", "6", "--concurrency", "2", "--repeats", "1"),
-        *("--json", str(found), "--plot", str(picture), "--gpu-hour-price", "2.5"),
+        *("--max-tokens", "12", "--tree-budget", "6", "--concurrency", "2", "--repeats", "1", "--one-thread"),
+        *("--json", str(found), "--plot", str(picture), "--trace", str(trace), "--gpu-hour-price", "2.5"),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "without speculation" in result.stdout
     report = json.loads(found.read_text())
     arms = {(entry["temperature"], entry["arm"]): entry for entry in report["results"]}
-    assert [arm for temperature, arm in arms if temperature == 0.0] == ["HF generate", "plain", "chain", "tree 6"]
-    assert (1.0, "tree 16 w/o noise") in arms
+    assert [arm for temperature, arm in arms if temperature == 0.0] == [
+        "HF generate", "plain", "chain", "tree 6", "adaptive", "tree 8 raw", "tree 16 raw",
+    ]  # fmt: skip
+    assert (1.0, "tree 16 raw w/o noise") in arms
     for entry in arms.values():
         assert entry["num_identical"] == entry["num_outputs"] == 2, entry["arm"]
         assert entry["num_tokens"] == 21
@@ -45,6 +48,10 @@ def test_every_arm_writes_the_same(pair: TinyPair, tmp_path: Path) -> None:
     assert arms[0.0, "tree 6"]["acceptance_length"] >= arms[0.0, "chain"]["acceptance_length"] >= 1.0
     assert arms[0.0, "tree 6"]["stage_ms"]["round.verify"] > 0
     assert report["machine"]["torch version"].startswith("2.")
+    assert [cell["temperature"] for cell in report["sweep"]["cells"]] == [0.0, 1.0]
+    assert {mean["arm"] for mean in report["sweep"]["adaptive_over_fixed"]} == {"plain", "chain", "tree 6"}
+    names = {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"adaptive", "tree 6", "verify", "draft", "plan", "commit", "forward"} <= names
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

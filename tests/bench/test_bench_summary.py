@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from cluster.bench.arms import HUGGING_FACE, PLAIN, Arm, ArmKind, Cell, arms_at
+from cluster.bench.arms import ADAPTIVE, HUGGING_FACE, PLAIN, Arm, ArmKind, Cell, arms_at
 from cluster.bench.measure import RunPlan, groups_of, run
-from cluster.bench.report import as_json, result_table, savings_line, stage_table
+from cluster.bench.report import as_json, means_table, result_table, savings_line, stage_table, sweep_table
 from cluster.bench.samples import Decoded, GroupPrompt, Sample
 from cluster.bench.summary import Row, summarise
+from cluster.bench.sweep import sweep_of
+from cluster.requests import Strategy
+from cluster.router import RouterSettings
+from cluster.router.timeline import Timeline
 from dflash_core.errors import InvalidRequest
 
 CELL = Cell(temperature=0.0, concurrency=1)
@@ -101,35 +105,84 @@ def test_json_holds_rows_and_samples(rows: list[Row]) -> None:
 
 
 def test_arms_of_a_temperature() -> None:
-    greedy, sampled = arms_at(0.0, (8, 16), chain_depth=7), arms_at(1.0, (8, 16), chain_depth=7)
-    assert greedy[:2] == (HUGGING_FACE, PLAIN)
-    assert HUGGING_FACE not in sampled
-    names = [arm.name for arm in sampled]
-    assert names == [
-        "plain", "chain", "tree 8", "tree 16", "tree 7", "tree 7 w/o noise", "tree 16 w/o noise",
-    ]  # fmt: skip
-    assert len(set(greedy)) == len(greedy)
+    greedy, sampled = (arms_at(temperature, (8, 32), chain_depth=7, with_references=True) for temperature in (0.0, 1.0))
+    ours = ["plain", "chain", "tree 8", "tree 32", "adaptive"]
+    raw = ["tree 8 raw", "tree 16 raw"]
+    assert [arm.name for arm in greedy] == ["HF generate", *ours, *raw]
+    assert [arm.name for arm in sampled] == [*ours, *raw, "tree 7 raw w/o noise", "tree 16 raw w/o noise"]
+    for arms in (greedy, sampled):
+        assert len(set(arms)) == len(arms)
+        assert [arm.name for arm in arms if arm.is_fixed] == ours[:-1]
+    for temperature in (0.0, 1.0):
+        assert [arm.name for arm in arms_at(temperature, (8, 32), chain_depth=7, with_references=False)] == ours
     with pytest.raises(InvalidRequest, match="at least 1, got 0"):
-        arms_at(0.0, (0,), chain_depth=7)
+        arms_at(0.0, (0,), chain_depth=7, with_references=True)
+
+
+def test_settings_of_an_arm() -> None:
+    assert ADAPTIVE.router_settings == RouterSettings()
+    assert PLAIN.router_settings.strategy is Strategy.NONE
+    raw = Arm(ArmKind.TREE, 8, learns_acceptance=False).router_settings
+    assert (raw.tree_budget, raw.learns_acceptance) == (8, False)
+    assert Arm(ArmKind.CHAIN, 7).router_settings.strategy is Strategy.CHAIN
+    with pytest.raises(ValueError, match="has no router"):
+        _ = HUGGING_FACE.router_settings
+
+
+def _rates(cell: Cell, rates: dict[Arm, float]) -> list[Sample]:
+    return [Sample(cell, arm, 0, 0, Decoded(12.0 / rate, ((1,) * 12,))) for arm, rate in rates.items()]
+
+
+def test_adaptive_is_compared_with_the_best_of_each_cell_and_the_best_single_setting() -> None:
+    raw = Arm(ArmKind.TREE, 8, learns_acceptance=False)
+    one, many = Cell(0.0, 1), Cell(0.0, 32)
+    only_here = Arm(ArmKind.TREE, 64)
+    samples = _rates(one, {PLAIN: 10.0, TREE: 40.0, raw: 50.0, ADAPTIVE: 38.0, only_here: 20.0})
+    samples += _rates(many, {PLAIN: 100.0, TREE: 50.0, ADAPTIVE: 110.0})
+    rows = summarise(samples)
+    sweep = sweep_of(rows)
+    assert sweep is not None
+    assert [entry.best.arm for entry in sweep.cells] == [TREE, PLAIN]
+    assert [entry.over_best for entry in sweep.cells] == [pytest.approx(0.95), pytest.approx(1.1)]
+    assert [entry.over_plain for entry in sweep.cells] == [pytest.approx(3.8), pytest.approx(1.1)]
+    means = {mean.arm: mean for mean in sweep.means}
+    assert set(means) == {PLAIN, TREE}
+    assert means[PLAIN].geometric == pytest.approx((3.8 * 1.1) ** 0.5)
+    assert (means[TREE].geometric, means[TREE].least, means[TREE].most) == (
+        pytest.approx((0.95 * 2.2) ** 0.5), pytest.approx(0.95), pytest.approx(2.2),
+    )  # fmt: skip
+    assert sweep.best_single is means[TREE]
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(sweep_table(sweep))
+        console.print(means_table(sweep))
+    for expected in ("tree 8", "0.950", "1.100", "3.80", "1.446", "2.045"):
+        assert expected in capture.get()
+    found = as_json({}, {}, rows, samples, None)["sweep"]
+    assert found["best_single_fixed"] == "tree 8"
+    assert found["cells"][1]["best_fixed"] == "plain"
+    assert sweep_of([row for row in rows if row.arm is not ADAPTIVE]) is None
 
 
 class _Recorder:
     def __init__(self, name: str, calls: list[tuple[str, int]]) -> None:
         self._name, self._calls = name, calls
 
-    async def decode(self, prompts: list[GroupPrompt], temperature: float) -> Decoded:
+    async def decode(self, prompts: list[GroupPrompt], temperature: float, timeline: Timeline | None) -> Decoded:
         self._calls.append((self._name, prompts[0].seed))
         return Decoded(1.0, tuple((0,) for _ in prompts))
 
 
-@pytest.mark.parametrize(("max_groups", "time_limit_s", "groups"), [(2, None, 2), (None, 0.0, 1), (None, 60.0, 3)])
+@pytest.mark.parametrize(
+    ("max_prompts", "time_limit_s", "groups"), [(2, None, 2), (None, 0.0, 1), (None, 60.0, 3), (1, None, 1)]
+)
 async def test_a_cell_decodes_fewer_groups_where_it_is_told_to(
-    max_groups: int | None, time_limit_s: float | None, groups: int
+    max_prompts: int | None, time_limit_s: float | None, groups: int
 ) -> None:
     calls: list[tuple[str, int]] = []
     prompts = tuple(GroupPrompt((1,), 4, seed) for seed in range(3))
     arms = (HUGGING_FACE, PLAIN)
-    plan = RunPlan(prompts, {Cell(0.0, 1): arms}, repeats=1, max_groups=max_groups)
+    plan = RunPlan(prompts, {Cell(0.0, 1): arms}, repeats=1, max_prompts=max_prompts)
     decoders = {arm: _Recorder(arm.name, calls) for arm in arms}
     samples = [sample async for sample in run(plan, decoders, time_limit_s)]
     assert len(samples) == len(arms) * groups
@@ -149,3 +202,19 @@ async def test_every_arm_decodes_a_group_before_the_next_group_comes() -> None:
         ("plain", 0), ("tree 8", 0), ("tree 8", 2), ("plain", 2),
         ("tree 8", 0), ("plain", 0), ("plain", 2), ("tree 8", 2),
     ]  # fmt: skip
+
+
+def test_a_cell_decodes_a_group_at_least() -> None:
+    prompts = tuple(GroupPrompt((1,), 4, seed) for seed in range(12))
+    plan = RunPlan(prompts, {}, repeats=1, max_prompts=4)
+    assert [len(plan.groups(Cell(0.0, concurrency))) for concurrency in (1, 2, 3, 8, 16)] == [4, 2, 1, 1, 1]
+
+
+async def test_the_timeline_gets_the_first_group_of_the_last_repeat() -> None:
+    plan = RunPlan(tuple(GroupPrompt((1,), 4, seed) for seed in range(3)), {CELL: (PLAIN, TREE)}, repeats=2)
+    timeline = Timeline()
+    async for _ in run(plan, {arm: _Recorder(arm.name, []) for arm in (PLAIN, TREE)}, None, timeline):
+        pass
+    spans = [event for event in timeline.as_chrome_trace()["traceEvents"] if event["ph"] == "X"]
+    assert [span["name"] for span in spans] == ["tree 8", "plain"]
+    assert spans[0]["args"] == {"temperature": 0.0, "concurrency": 1}

@@ -21,7 +21,9 @@ MEASURED = ("--tree-budget", "4", "--concurrency", "2", "--temperature", "0", "-
 def test_decode(tmp_path: Path) -> None:
     work = tmp_path / "pair"
     report = report_of("decode", tmp_path, "--work", str(work), *SIZES, *MEASURED)
-    assert [result["arm"] for result in report["results"]] == ["HF generate", "plain", "chain", "tree 4"]
+    assert [result["arm"] for result in report["results"]] == [
+        "HF generate", "plain", "chain", "tree 4", "adaptive", "tree 8 raw", "tree 16 raw",
+    ]  # fmt: skip
     for result in report["results"]:
         assert result["num_identical"] == result["num_outputs"] == 2, result["arm"]
         assert result["tokens_per_second"] > 0

@@ -260,11 +260,24 @@ def _key(name: str) -> common_pb2.SequenceKey:
     return common_pb2.SequenceKey(sequence_id=name, attempt=1)
 
 
+def _blocks(names: list[str], temperature: float) -> drafter_pb2.DraftBlocks:
+    once = [1] * len(names)
+    return drafter_pb2.DraftBlocks(
+        keys=common_pb2.SequenceKeys(sequence_ids=names, attempts=once),
+        root_tokens=once,
+        context_lens=once,
+        samplings=common_pb2.Samplings(
+            temperatures=[temperature] * len(names), top_ks=once, top_ps=once, min_ps=once, seeds=once
+        ),
+        uses_noise=[True] * len(names),
+        truncation_penalties=once,
+    )
+
+
 async def test_hostile_messages_are_refused_and_harm_nobody(pair: TinyPair, plain_runner: TargetRunner) -> None:
     requests = make_requests(15, pair, 3, max_tokens=100)
     expected = await decode_plainly(plain_runner, requests)
     odd = common_pb2.Int32Array(data=b"\x01\x02\x03")
-    hot = common_pb2.Sampling(temperature=-1, top_p=1)
     async with make_cluster(pair) as cluster:
         for request in requests:
             cluster.pool.submit(request, cluster.client)
@@ -278,8 +291,8 @@ async def test_hostile_messages_are_refused_and_harm_nobody(pair: TinyPair, plai
             await _check_refused(routers.Lead, router_pb2.TargetMessage(info=router_pb2.TargetInfo(model="empty")))
             for request in (
                 drafter_pb2.DraftRequest(releases=[common_pb2.SequenceKey()]),
-                drafter_pb2.DraftRequest(blocks=[drafter_pb2.DraftBlock(key=_key("a"))] * 2),
-                drafter_pb2.DraftRequest(blocks=[drafter_pb2.DraftBlock(key=_key("a"), sampling=hot)]),
+                drafter_pb2.DraftRequest(blocks=_blocks(["a", "a"], temperature=0.0)),
+                drafter_pb2.DraftRequest(blocks=_blocks(["a"], temperature=-1.0)),
             ):
                 await _check_refused(drafters.Drafts, request)
             for features in (
@@ -296,7 +309,7 @@ async def test_hostile_messages_are_refused_and_harm_nobody(pair: TinyPair, plai
             await call.write(router_pb2.GatewayMessage(generation=generation))
             while not (message := await call.read()).HasField("tokens"):
                 pass
-            assert message.tokens.sequences[0].failure.code == "invalid_argument"
+            assert message.tokens.ends[0].failure.code == "invalid_argument"
             call.cancel()
         await check_outputs(cluster.client, expected)
         await cluster.check_nothing_left()

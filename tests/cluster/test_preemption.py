@@ -227,7 +227,7 @@ async def test_what_fits_no_empty_target_is_refused_with_both_numbers() -> None:
 
 def _all_out_of_blocks(result: RoundResult) -> RoundResult:
     outcomes = tuple(
-        replace(outcome, status=OutcomeStatus.OUT_OF_BLOCKS, bonus_token=-1) for outcome in result.outcomes
+        outcome._replace(status=OutcomeStatus.OUT_OF_BLOCKS, bonus_token=-1) for outcome in result.outcomes
     )
     return replace(result, outcomes=outcomes, preempted=tuple(outcome.key for outcome in outcomes))
 

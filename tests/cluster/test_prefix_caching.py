@@ -134,7 +134,7 @@ async def test_nonsense_is_not_committed(change: dict[str, int]) -> None:
 
         def _prefill(self, prefill: Prefill) -> Outcome:
             outcome = super()._prefill(prefill)
-            return replace(outcome, **self.changes.pop()) if self.changes else outcome  # type: ignore[arg-type]
+            return outcome._replace(**self.changes.pop()) if self.changes else outcome  # type: ignore[arg-type]
 
     async with make_world(3, prefill_chunk_tokens=10) as world:
         target = OddTarget(world.network, prefix_caching=False)
