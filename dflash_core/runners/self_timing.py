@@ -19,19 +19,19 @@ TimeStep = Callable[[int], list[float]]
 def climb(
     sizes: Iterable[int], time_step: TimeStep, budget_s: float, clock: Callable[[], float] = perf_counter
 ) -> StepTimes:
-    """Times steps of rising sizes; beyond the first one, only those that `budget_s` seconds are expected to allow.
+    """Times steps of rising sizes, until `budget_s` seconds would not do for one more that takes as long as the last.
 
-    The next size is expected to take its share more than the last one did, everything around its steps included.
+    The first size is timed in any case. What is around the steps counts as spent too.
     """
     found: list[tuple[int, int]] = []
-    begin, spent, per_size = clock(), 0.0, 0.0
+    begin, spent, last = clock(), 0.0, 0.0
     for size in sizes:
-        if found and spent + per_size * size > budget_s:
+        if found and spent + last > budget_s:
             break
         seconds = time_step(size)
         found.append((size, max(1, round(statistics.median(seconds) * 1e6))))
         before, spent = spent, clock() - begin
-        per_size = (spent - before) / size
+        last = spent - before
     return tuple(found)
 
 

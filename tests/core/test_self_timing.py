@@ -42,12 +42,12 @@ class SimulatedClock:
         return self.now
 
 
-def test_the_ladder_ends_where_the_next_step_would_exceed_the_budget() -> None:
+def test_the_ladder_ends_where_another_step_would_exceed_the_budget() -> None:
     clock = SimulatedClock()
-    # 2 + 4 + 8 + 16 s are spent after 8; 16 would end at 62.
-    assert climb([1, 2, 4, 8, 16], clock.time_step, 61.0, clock) == tuple((n, n * 10**6) for n in (1, 2, 4, 8))
+    # 2 + 4 + 8 + 16 s are spent after 8; as long again would end at 46.
+    assert climb([1, 2, 4, 8, 16], clock.time_step, 45.0, clock) == tuple((n, n * 10**6) for n in (1, 2, 4, 8))
     assert clock.timed == [1, 2, 4, 8]
-    assert climb([1, 2, 4], clock.time_step, 14.0, clock)[-1] == (4, 4_000_000)
+    assert climb([1, 2, 4, 8, 16], clock.time_step, 46.0, clock)[-1] == (16, 16_000_000)
 
 
 def test_the_first_size_is_timed_whatever_it_takes() -> None:

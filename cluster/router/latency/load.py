@@ -1,0 +1,58 @@
+"""`RoundLoad`: what decides how long a round takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dflash_core.contracts import OutcomeStatus, Prefill, RoundRequest, RoundResult, TreeRows
+
+
+@dataclass(frozen=True, slots=True)
+class RoundLoad:
+    """A round in four numbers. Rows are computed, a sequence's context is read once for all of its rows, and each row
+    attends to it.
+
+    A tree row's context is the tokens before its root; that of a prefill row is the tokens before it, those of its own
+    chunk included.
+    """
+
+    num_rows: int
+    num_sequences: int
+    context_tokens: float  # before the rows of each sequence, all sequences together
+    context_rows: float  # the context of each row, all rows together
+
+    @classmethod
+    def planned(cls, prefills: Iterable[Prefill], trees: Iterable[TreeRows]) -> RoundLoad:
+        """Of chunks as they stand, should the prefix cache have nothing of them, and trees."""
+        num_rows = num_sequences = context_tokens = context_rows = 0
+        for prefill in prefills:
+            count = len(prefill.token_ids)
+            num_rows += count
+            num_sequences += 1
+            context_tokens += prefill.start
+            context_rows += count * prefill.start + count * (count - 1) // 2
+        for rows in trees:
+            count = len(rows.tree.token_ids)
+            num_rows += count
+            num_sequences += 1
+            context_tokens += rows.root_position
+            context_rows += count * rows.root_position
+        return cls(num_rows, num_sequences, context_tokens, context_rows)
+
+    @classmethod
+    def done(cls, request: RoundRequest, result: RoundResult) -> RoundLoad:
+        """Of what was computed: without refused rows and without tokens that the prefix cache had."""
+        outcomes = result.outcomes
+        split = len(request.prefills)
+        prefills = (
+            prefill.skip(outcome.num_hit_tokens)
+            for prefill, outcome in zip(request.prefills, outcomes[:split], strict=True)
+            if outcome.status is OutcomeStatus.OK
+        )
+        trees = (
+            rows
+            for rows, outcome in zip(request.trees, outcomes[split:], strict=True)
+            if outcome.status is OutcomeStatus.OK
+        )
+        return cls.planned(prefills, trees)

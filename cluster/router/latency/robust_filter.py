@@ -1,0 +1,70 @@
+"""`RobustFilter`: linear least squares that forgets, ignores outliers, and follows what turns out to be none."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_FORGETTING = 0.05
+"""How much of the noise each observation adds to the uncertainty of what it concerns: in the long run the gain, so
+that the last twenty observations or so of a kind count."""
+
+_LIMIT = 3.0  # standard deviations; what lies beyond is an outlier
+_WINDOW, _MOST_OUTLIERS = 10, 4  # of so many observations so many may be outliers on one side; with one more none is
+_FIRST_NOISE, _LEAST_NOISE, _MOST_NOISE = 0.1, 0.01, 1.0
+_NOISE_STEP = 0.04  # by which the noise grows or shrinks with every observation
+_MEDIAN = 0.6745  # of |x|, x standard normal
+
+
+class RobustFilter:
+    """Estimates the state of a linear model from observations with noise of unknown size (a Kalman filter).
+
+    An observation far off what state and noise allow is an outlier: it is not used. When five of the last ten are
+    outliers on the same side, the truth has changed: their median is believed at once, in the direction of what is
+    likely to change. The noise is the median of the deviations, which outliers do not move.
+    """
+
+    def __init__(self, mean: Floats, covariance: Floats) -> None:
+        """`mean [n]` and `covariance [n, n]` of the state before any observation."""
+        self.mean = mean.copy()
+        self.covariance = covariance.copy()
+        self.noise = _FIRST_NOISE  # standard deviation
+        self.num_observed = 0
+        self.num_ignored = 0
+        self._outliers: deque[float] = deque(maxlen=_WINDOW)  # deviations; 0 of what was no outlier
+
+    def observe(self, row: Floats, deviation: float, change: Floats) -> None:
+        """`row [n]`: what the observation is of the state; `deviation`: observed less expected.
+
+        `change [n, n]`: the covariance of how the state changes over time, by its directions; its scale is of no
+        matter.
+        """
+        direction = change @ row
+        direction /= row @ direction
+        spread = math.sqrt(float(row @ self.covariance @ row) + self.noise**2)
+        self.num_observed += 1
+        is_outlier = abs(deviation) > _LIMIT * spread
+        self._outliers.append(deviation if is_outlier else 0.0)
+        self._note_noise(abs(deviation) > _MEDIAN * spread)
+        drift = _FORGETTING * self.noise
+        if is_outlier:
+            same_side = [other for other in self._outliers if other * deviation > 0.0]
+            if len(same_side) <= _MOST_OUTLIERS:
+                self.num_ignored += 1
+                return
+            deviation = drift = float(np.median(same_side))
+            self._outliers.clear()
+        self.covariance += drift**2 * np.outer(direction, direction)
+        gained = self.covariance @ row
+        variance = float(row @ gained) + self.noise**2
+        self.mean += gained * (deviation / variance)
+        self.covariance -= np.outer(gained, gained) / variance
+
+    def _note_noise(self, is_above_median: bool) -> None:
+        step = _NOISE_STEP if is_above_median else -_NOISE_STEP
+        self.noise = min(max(self.noise * math.exp(step), _LEAST_NOISE), _MOST_NOISE)
