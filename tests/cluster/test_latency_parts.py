@@ -53,7 +53,7 @@ def test_the_filter_is_the_textbook_s_with_inverses() -> None:
         deviation = float(row @ truth + 0.02 * rng.standard_normal() - row @ mean)
         found.observe(row, deviation, change)
         direction = change @ row / (row @ change @ row)
-        prior = np.linalg.inv(covariance + (0.1 * found.noise) ** 2 * np.outer(direction, direction))
+        prior = np.linalg.inv(covariance + (0.05 * found.noise) ** 2 * np.outer(direction, direction))
         covariance = np.linalg.inv(prior + np.outer(row, row) / found.noise**2)
         mean = mean + covariance @ row * deviation / found.noise**2
         np.testing.assert_allclose(found.mean, mean, rtol=1e-7)

@@ -125,6 +125,16 @@ def test_rounds_beyond_the_graphs_give_the_same(device: torch.device) -> None:
     assert [ok(o).bonus_token for o in outcomes] == [generate(subject.twin, p, 1)[0] for p in prompts.values()]
 
 
+def test_a_target_times_its_padded_sizes(device: torch.device) -> None:
+    runner = make_subject("qwen3", device, max_rows=24, max_tree_rows=16, **ON_DEVICE).runner
+    runner.time_itself()
+    assert runner.info.row_sizes == (8, 16, 24)
+    rows = tuple(count for count, _ in runner.info.round_times_us)
+    assert rows == (8, 16)[: len(rows)]
+    assert rows
+    assert (runner.num_sequences, runner.free_blocks) == (0, 64)
+
+
 def test_logits_that_are_not_numbers_are_said_to_be(device: torch.device) -> None:
     subject = make_subject("qwen3", device, **ON_DEVICE)
     subject.runner._model.model.lm_head.weight.data[3] = float("nan")

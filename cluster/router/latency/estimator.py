@@ -39,7 +39,7 @@ class Spread:
     shape: float  # of one size among the others
 
 
-SEEDED, UNSEEDED = Spread(0.5, 0.2), Spread(2.5, 0.8)
+SEEDED, UNSEEDED = Spread(0.4, 0.15), Spread(2.5, 0.8)
 
 
 class LatencyEstimator:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_FORGETTING = 0.1
+_FORGETTING = 0.05
 """How much of the noise each observation adds to the uncertainty of what it concerns: in the long run the gain, so
-that the last ten observations or so of a kind count."""
+that the last twenty observations or so of a kind count."""
 
 _LIMIT = 3.0  # standard deviations; what lies beyond is an outlier
 _WINDOW, _MOST_OUTLIERS = 10, 4  # of so many observations so many may be outliers on one side; with one more none is

@@ -30,9 +30,9 @@ class RoundTimeModel:
         ladder = Ladder(row_sizes, [(rows, time_us * 1e-6) for rows, time_us in seed], _WITHOUT_SEED)
         a_row = ladder.slope
         costs = (
-            Cost(a_row, 0.5, 2.0),  # a sequence
-            Cost(a_row / 50, 0.1, 1.0),  # a token of context
-            Cost(a_row / 300, 0.1, 1.0),  # a row's attention to one
+            Cost(a_row, 0.5, 1.5),  # a sequence
+            Cost(a_row / 50, 0.1, 0.6),  # a token of context
+            Cost(a_row / 300, 0.1, 0.5),  # a row's attention to one
         )
         self._ladder = ladder
         self._estimator = LatencyEstimator(ladder, costs, SEEDED if seed else UNSEEDED)
