@@ -108,9 +108,10 @@ class DraftStage:
             if remaining > 0.0:
                 await asyncio.wait([entry.task for entry in awaited.values()], timeout=remaining)
                 self._collect_finished()
-        for link, entry in self._awaited().items():
-            entry.was_late = True
-            link.num_late += 1
+        for link, entry in self._in_flight.items():
+            if not entry.task.done() and entry.order.blocks:
+                entry.was_late = True
+                link.num_late += 1
 
     def close(self) -> None:
         """What is on its way goes on: it may carry releases."""

@@ -1,0 +1,160 @@
+"""Who is drafted for, how many nodes a round gets, whether it is split: by the times and gains at hand."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from cluster.requests import GenerationRequest, LatencyClass
+from cluster.router import RouterSettings
+from cluster.router.latency import RoundLoad
+from cluster.router.links import TargetLink
+from cluster.router.rates import RateMeter
+from cluster.router.sequence import Phase, Sequence
+from cluster.router.speculation import Speculation
+from cluster.router.splitting import SplitChooser
+from cluster.router.tree_planner import PlannedTrees, TreePlanner
+from dflash_core.contracts import SamplingParams, SequenceKey
+from dflash_core.trees.structure import root_only
+from tests.cluster.simulated import Client, Network, SimulatedTarget
+
+NUM_ROUNDS = 200
+
+
+class Setup:
+    """A target whose rounds take 10 ms and 1 ms per row, with `between_s` for drafts, and sequences on it."""
+
+    def __init__(self, num_sequences: int, between_s: float = 5e-3, plain_s: float = 1e-3, **settings: int) -> None:
+        target = SimulatedTarget(Network(random.Random(0)))
+        self.link = TargetLink(target, 256)
+        self.planner = TreePlanner(RouterSettings(**settings))  # type: ignore[arg-type]
+        self.speculation = Speculation(self.link, RouterSettings(**settings), self.planner)  # type: ignore[arg-type]
+        self.sequences = [self.sequence(f"s{i}") for i in range(num_sequences)]
+        for sequence in self.sequences:
+            self.link.sequences[sequence] = None
+        for rows in (1, 2, 4, 8, 16, 32, 40) * NUM_ROUNDS:
+            self.speculation.verify_times.observe(RoundLoad(rows, 1, 0.0, 0.0), self.verify_s(rows))
+        for _ in range(NUM_ROUNDS):
+            self.speculation.observe_between(0, plain_s)
+            self.speculation.observe_between(num_sequences, between_s)
+
+    @staticmethod
+    def verify_s(rows: int) -> float:
+        return 10e-3 + 1e-3 * rows
+
+    @staticmethod
+    def sequence(name: str, max_tokens: int = 100, latency_class: LatencyClass = LatencyClass.STANDARD) -> Sequence:
+        token_ids = np.array([5, 6, 7], np.int32)
+        request = GenerationRequest(name, token_ids, 3, max_tokens, SamplingParams(), latency_class=latency_class)
+        return Sequence(request, Client(), SequenceKey(name, 1), 0.0, token_ids.tolist(), phase=Phase.RUNNING)
+
+    def run_plainly(self, num_rounds: int = NUM_ROUNDS) -> None:
+        planned = PlannedTrees([root_only(7)] * len(self.sequences))
+        rows = len(self.sequences)
+        for _ in range(num_rounds):
+            load = RoundLoad(rows, rows, 0.0, 0.0)
+            self.speculation.observe_round(load, planned, self.verify_s(rows), self.verify_s(rows) + 1e-3, rows)
+
+    def set_gains(self, *gains: float) -> None:
+        for sequence, gain in zip(self.sequences, gains, strict=True):
+            sequence.gain = gain
+
+
+def test_drafts_that_pay_are_asked_for_and_others_are_not() -> None:
+    setup = Setup(4)
+    setup.run_plainly(8)
+    setup.set_gains(3.0, 3.0, 3.0, 3.0)
+    assert set(setup.speculation.choose_drafted(setup.sequences, 4)) == set(setup.sequences)
+    setup.set_gains(0.0, 0.0, 0.0, 0.0)
+    assert setup.speculation.choose_drafted(setup.sequences, 4) == []
+
+
+def test_a_sequence_whose_drafts_bring_nothing_is_left_out() -> None:
+    setup = Setup(4)
+    setup.run_plainly(8)
+    setup.set_gains(4.0, 0.0, 4.0, 0.0)
+    assert set(setup.speculation.choose_drafted(setup.sequences, 4)) == {setup.sequences[0], setup.sequences[2]}
+
+
+def test_what_does_not_pay_is_tried_again_for_a_small_share_of_the_time() -> None:
+    setup = Setup(4)
+    setup.set_gains(0.0, 0.0, 0.0, 0.0)
+    num_trials, num_rounds = 0, 2_000
+    for _ in range(num_rounds):
+        setup.run_plainly(1)
+        num_trials += bool(setup.speculation.choose_drafted(setup.sequences, 4))
+    assert num_trials > 0
+    extra_s = setup.speculation._seconds_with(4, 4) - setup.speculation._seconds_with(4, 0)
+    assert num_trials * extra_s <= 0.011 * num_rounds * (setup.verify_s(4) + 1e-3) + 1.0
+
+
+def test_drafts_are_not_wanted_for_a_last_token() -> None:
+    setup = Setup(1)
+    last = setup.sequence("last", max_tokens=1)
+    assert setup.speculation.choose_drafted([last], 1) == []
+
+
+def test_an_interactive_request_is_drafted_for_before_a_batch_one() -> None:
+    setup = Setup(2)
+    setup.run_plainly(8)
+    urgent = setup.sequence("urgent", latency_class=LatencyClass.INTERACTIVE)
+    patient = setup.sequence("patient", latency_class=LatencyClass.BATCH)
+    for gain in np.linspace(0.0, 4.0, 40):
+        urgent.gain = patient.gain = float(gain)
+        drafted = setup.speculation.choose_drafted([patient, urgent], 2)
+        assert drafted in ([], [urgent], [urgent, patient])
+
+
+def test_the_rate_follows_the_load() -> None:
+    meter = RateMeter()
+    assert meter.rate(4) is None
+    for _ in range(100):
+        meter.observe(1, 3.0, 0.01)
+        meter.observe(16, 40.0, 0.02)
+    assert meter.rate(1) == pytest.approx(300.0)
+    assert meter.rate(17) == pytest.approx(2_000.0)
+    for _ in range(200):
+        meter.observe(1, 1.0, 0.01)
+    assert meter.rate(1) == pytest.approx(100.0, rel=0.02)
+
+
+def test_waiting_pays_for_many_drafts_and_not_for_one() -> None:
+    setup = Setup(32)
+    setup.run_plainly()
+    setup.set_gains(*[2.0] * 32)
+    assert setup.speculation.is_worth_waiting(setup.sequences, 0.02)
+    assert not setup.speculation.is_worth_waiting(setup.sequences[:1], 0.02)
+
+
+class TestSplitting:
+    def choose(self, setup: Setup, num_rounds: int, gain_of_halves: float, chooser: SplitChooser) -> list[int]:
+        """Rounds as they would be run, halves at so many times the rate of one batch."""
+        chosen = []
+        for _ in range(num_rounds):
+            planned = PlannedTrees([root_only(7)] * len(setup.sequences))
+            cycle_s = 0.04 / (gain_of_halves if setup.speculation.num_micro_batches == 2 else 1.0)
+            setup.speculation.observe_round(RoundLoad(8, 8, 0.0, 0.0), planned, setup.verify_s(8), cycle_s, 8.0)
+            setup.speculation.num_micro_batches = chooser.choose(setup.link)
+            chosen.append(setup.speculation.num_micro_batches)
+        return chosen
+
+    def test_halves_where_drafting_is_long_and_one_where_it_is_short(self) -> None:
+        for between_s, expected in ((15e-3, 2), (1e-3, 1)):
+            setup = Setup(8, between_s=between_s, plain_s=between_s)
+            assert self.choose(setup, 64, 1.1, SplitChooser(setup.speculation, 2))[-1] == expected
+
+    def test_a_promise_that_is_not_kept_is_given_up_and_tried_again_later(self) -> None:
+        setup = Setup(8, between_s=15e-3, plain_s=15e-3)
+        chooser = SplitChooser(setup.speculation, 2)
+        assert self.choose(setup, 16, 0.5, chooser)[-1] == 2
+        assert self.choose(setup, 200, 0.5, chooser)[-1] == 1
+        later = self.choose(setup, 4_000, 0.5, chooser)
+        assert 0.0 < later.count(2) / len(later) < 0.1
+
+    def test_one_where_only_one_is_allowed_or_there_is_one_sequence(self) -> None:
+        setup = Setup(8, between_s=15e-3, plain_s=15e-3)
+        assert set(self.choose(setup, 64, 1.0, SplitChooser(setup.speculation, 1))) == {1}
+        alone = Setup(1, between_s=15e-3, plain_s=15e-3)
+        assert set(self.choose(alone, 64, 1.0, SplitChooser(alone.speculation, 2))) == {1}
