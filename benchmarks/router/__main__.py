@@ -7,6 +7,7 @@ the runners have a thread beside the router's; over gRPC they and a gateway have
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Annotated
 
 import typer
@@ -30,6 +31,7 @@ def main(
     plot_path: PlotPath = None,
 ) -> None:
     """Milliseconds of the router's CPU per round, by stage, in process and over gRPC."""
+    logging.getLogger("cluster").setLevel(logging.ERROR)  # streams end here because they are meant to
     sizes = picked(sequences, (8, 16, 32, 64, 128, 256))
     settings = {"tree_budget": tree_budget, "rounds": rounds, "depth": DEPTH, "num_candidates": NUM_CANDIDATES}
     record = Record(json_path, plot_path, settings)

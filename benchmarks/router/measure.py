@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.router.instant import Ignored, InstantDrafter, InstantTarget, Load
 from benchmarks.router.peers import started
 from cluster.router import Router, RouterSettings
-from cluster.router.timings import COMMIT, PLAN
+from cluster.router.timings import COMMIT, LEARN, PLAN, RoundTimings
 from cluster.transports.grpc_drafter import DrafterDialer
 from cluster.transports.grpc_options import start_server
 from cluster.transports.in_process import InProcessContextSink, InProcessDrafter, InProcessTarget
@@ -33,16 +34,29 @@ class Cost:
     wall_ms: float
     plan_ms: float
     commit_ms: float
+    learn_ms: float
     nodes_per_tree: float
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+class _CpuTimings(RoundTimings):
+    """Times the stages by the thread's CPU time, so that what else runs on the machine does not count."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.thread_time_ns()
+        try:
+            yield
+        finally:
+            self.add(name, (time.thread_time_ns() - begin) // 1000)
+
+
 async def in_process(load: Load, num_rounds: int) -> Cost:
     """The runners have a thread of their own: theirs is not the router's time."""
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="instant")
-    router = Router(_settings(load))
+    router = _router(load)
     drafter = InProcessDrafter(InstantDrafter(), executor)
     router.add_target(InProcessTarget(InstantTarget(load), InProcessContextSink(drafter), executor))
     router.add_drafter(drafter)
@@ -58,7 +72,7 @@ async def in_process(load: Load, num_rounds: int) -> Cost:
 
 async def over_grpc(load: Load, num_rounds: int) -> Cost:
     """Target, drafter and gateway are in another process, each on a connection of its own."""
-    router = Router(_settings(load))
+    router = _router(load)
     service = RouterService(router)
     server = await start_server(service.register)
     drafters = DrafterDialer(router)
@@ -94,8 +108,9 @@ async def _measured(router: Router, load: Load, num_rounds: int) -> Cost:
         loop_ms=loop_ms,
         process_ms=process_ms,
         wall_ms=wall_ms,
-        plan_ms=timings.stages[PLAN].mean_us / 1e3,
-        commit_ms=timings.stages[COMMIT].mean_us / 1e3,
+        plan_ms=timings.stages[PLAN].total_us / 1e3 / timings.rounds,
+        commit_ms=timings.stages[COMMIT].total_us / 1e3 / timings.rounds,
+        learn_ms=timings.stages[LEARN].total_us / 1e3 / timings.rounds if LEARN in timings.stages else 0.0,
         nodes_per_tree=timings.tree_nodes / timings.tree_sequences,
     )
 
@@ -104,10 +119,17 @@ def _clocks() -> tuple[float, float, float]:
     return time.thread_time(), time.process_time(), time.perf_counter()
 
 
-def _settings(load: Load) -> RouterSettings:
-    return RouterSettings(
-        tree_budget=load.tree_budget, max_running=load.num_sequences, prefill_chunk_tokens=load.max_rows
+def _router(load: Load) -> Router:
+    """One micro-batch, since two would be two rounds of half as many sequences."""
+    settings = RouterSettings(
+        tree_budget=load.tree_budget,
+        micro_batches=1,
+        max_running=load.num_sequences,
+        prefill_chunk_tokens=load.max_rows,
     )
+    router = Router(settings)
+    router.timings = _CpuTimings()
+    return router
 
 
 async def _until(condition: Callable[[], bool]) -> None:

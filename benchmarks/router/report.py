@@ -34,7 +34,8 @@ class Finding:
     @property
     def rest_ms(self) -> float:
         """Draft requests and answers, the event loop, and gRPC's own part: what is no stage of its own."""
-        return self.cost.loop_ms - self.cost.plan_ms - self.cost.commit_ms - self.messages_ms
+        cost = self.cost
+        return cost.loop_ms - cost.plan_ms - cost.commit_ms - cost.learn_ms - self.messages_ms
 
     @property
     def loop_us_per_sequence(self) -> float:
@@ -54,12 +55,23 @@ class Finding:
 def table(findings: Sequence[Finding], tree_budget: int) -> Table:
     shown = Table(title=f"The router alone, trees of {tree_budget} nodes; milliseconds a round")
     shown.add_column("transport", no_wrap=True)
-    columns = ("sequences", "loop CPU", "all CPU", "wall", "plan", "commit", "messages", "rest", "µs per sequence")
+    columns = (
+        "sequences",
+        "loop CPU",
+        "all CPU",
+        "wall",
+        "plan",
+        "commit",
+        "learn",
+        "messages",
+        "rest",
+        "µs per sequence",
+    )
     for name in columns:
         shown.add_column(name, justify="right", no_wrap=True)
     for found in findings:
         cost = found.cost
-        parts = (cost.plan_ms, cost.commit_ms, found.messages_ms, found.rest_ms)
+        parts = (cost.plan_ms, cost.commit_ms, cost.learn_ms, found.messages_ms, found.rest_ms)
         shown.add_row(
             found.transport,
             str(found.num_sequences),

@@ -61,3 +61,4 @@ class LeadTarget:
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(Unavailable(f"target {self.info.model!r}: {reason}"))
+                future.exception()  # told to whoever waits; where that round was cancelled meanwhile, to nobody
