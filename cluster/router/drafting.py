@@ -233,8 +233,7 @@ class DraftStage:
                 # The drafter is there but could not answer: its sequences are opened anew, ever more rarely.
                 logger.exception("drafter %r failed a batch", link.address)
                 for sequence in entry.order.sequences.values():
-                    self._needs_refill(sequence, link, 0, f"{error}")
-                    sequence.drafter_knows = False
+                    self._open_anew(sequence, link, f"{error}")
                 continue
             ended_at = now() if entry.done_at is None else entry.done_at
             link.times.observe(len(entry.order.blocks), ended_at - entry.sent_at)
@@ -250,13 +249,19 @@ class DraftStage:
         if draft.key != sequence.key or sequence.drafter is not link:
             return  # an older attempt, or it has moved to another drafter meanwhile
         if draft.error is not None:
-            self._needs_refill(sequence, link, 0, draft.error)
-            sequence.drafter_knows = False
+            self._open_anew(sequence, link, draft.error)
         elif draft.missing_from is not None:
             self._needs_refill(sequence, link, draft.missing_from, f"features from {draft.missing_from} on missing")
         elif draft.context_len == sequence.root_position:
             sequence.draft = draft
             sequence.num_refills = 0
+
+    def _open_anew(self, sequence: Sequence, link: DrafterLink, reason: str) -> None:
+        """Whatever the drafter holds of it, it holds no more."""
+        if sequence.drafter is link and sequence.drafter_knows:
+            link.release(sequence.key)
+            sequence.drafter_knows = False
+            self._needs_refill(sequence, link, 0, reason)
 
     def _needs_refill(self, sequence: Sequence, link: DrafterLink, from_position: int, reason: str) -> None:
         if sequence.drafter is not link or sequence.phase is Phase.DONE:
