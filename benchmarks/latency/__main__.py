@@ -94,16 +94,20 @@ async def _observe(
             router = _router(target, drafter, tree_budget)
             target.concurrency = concurrency
             group = [prompts[index % len(prompts)] for index in range(concurrency)]
-            await RouterDecoder(router, pair.target).decode(group, temperature=0.0)
+            await RouterDecoder(router, pair.target).decode(group, temperature=0.0, timeline=None)
             await router.close()
     return target, drafter
 
 
 def _router(target: ObservedTarget, drafter: ObservedDrafter, tree_budget: int) -> Router:
-    # Sharing one thread with the target, a drafter is never a straggler.
-    router = Router(
-        RouterSettings(tree_budget=tree_budget, draft_timeout_ms=_ROUND_TIMEOUT_MS, round_timeout_ms=_ROUND_TIMEOUT_MS)
+    # One round at a time: of two, one would wait for the other, and its time would be that of both.
+    settings = RouterSettings(
+        tree_budget=tree_budget,
+        micro_batches=1,
+        draft_timeout_ms=_ROUND_TIMEOUT_MS,
+        round_timeout_ms=_ROUND_TIMEOUT_MS,
     )
+    router = Router(settings)
     router.add_target(target)
     router.add_drafter(drafter)
     return router
