@@ -42,6 +42,7 @@ class Speculation:
         self._rates = (RateMeter(), RateMeter())  # with one micro-batch, with two
         self._mean_gain = _FIRST_GAIN
         self._nodes_per_draft = 8.0
+        self._mean_context = 0.0  # tokens before a root, in the last round
         self._drafted_share = 1.0  # of the running sequences
         self._trial_s = 0.0  # set aside and not used yet
         self.num_micro_batches = 1
@@ -66,8 +67,7 @@ class Speculation:
 
         def parts(num: float) -> tuple[float, float]:
             blocks = num * self._drafted_share
-            rows = min(self._link.info.max_rows, round(num + blocks * self._nodes_per_draft))
-            return self.verify_times.seconds(RoundLoad(rows, round(num), 0.0, 0.0)), self._between(round(blocks))
+            return self._verify_s(round(num), blocks), self._between(round(blocks))
 
         verify_all, between_all = parts(num_sequences)
         verify_half, between_half = parts(num_sequences / 2)
@@ -137,9 +137,13 @@ class Speculation:
         return rate is None or sum(map(self._gain, missing)) > rate * seconds
 
     def _seconds_with(self, num_roots: int, num_blocks: int) -> float:
+        return float(self._cycle(np.asarray(self._verify_s(num_roots, num_blocks)), self._between(num_blocks)))
+
+    def _verify_s(self, num_roots: int, num_blocks: float) -> float:
+        """Of a round without prefill in which so many of the sequences are drafted, with the usual number of nodes."""
         rows = min(self._link.info.max_rows, num_roots + round(num_blocks * self._nodes_per_draft))
-        verify_s = self.verify_times.seconds(RoundLoad(rows, num_roots, 0.0, 0.0))
-        return float(self._cycle(np.asarray(verify_s), self._between(num_blocks)))
+        context = self._mean_context
+        return self.verify_times.seconds(RoundLoad(rows, num_roots, num_roots * context, rows * context))
 
     def _gain(self, sequence: Sequence) -> float:
         """Tokens per round that its drafts have brought, weighted."""
@@ -160,6 +164,7 @@ class Speculation:
             tokens: that it wrote, weighted.
         """
         self.verify_times.observe(load, verify_s)
+        self._mean_context = load.context_tokens / max(1, load.num_sequences)
         if cycle_s is not None:
             self._rates[self.num_micro_batches - 1].observe(self._load, tokens, cycle_s)
             self._trial_s = min(self._trial_s + _TRIAL_SHARE * cycle_s, _MOST_TRIAL_S)
