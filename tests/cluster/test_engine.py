@@ -151,7 +151,7 @@ def test_refusals(pair: TinyPair, engine: LLMInferenceEngine) -> None:
         engine.generate([1, "two"])  # type: ignore[list-item]
     with pytest.raises(InvalidRequest, match="list of strings"):
         engine.generate(PROMPT, stop="\n")
-    with pytest.raises(InvalidRequest, match="latency_class must be one of 'interactive', 'standard', 'batch', got 'x'"):
+    with pytest.raises(InvalidRequest, match="one of 'interactive', 'standard', 'batch', got 'x'"):
         engine.generate(PROMPT, latency_class="x")
     with pytest.raises(InvalidRequest, match=r"priority .* got 2147483648"):
         engine.generate(PROMPT, priority=2**31)
