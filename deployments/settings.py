@@ -104,13 +104,9 @@ class ModelPoolSettings(PoolSettings):
 
     model: str = Field(min_length=1, description="a folder, a name in the local Hugging Face cache, or embedded:NAME")
     device: DeviceName = Field("auto", description="auto (the cluster's GPUs where it has any), cpu or cuda")
-    num_gpus: OptionalPath = Annotated[Path | None, BeforeValidator(_none_words)]
-
-
-OptionalBudget = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_words)]
-OptionalShare = Field(
-    None, description="GPU share of one replica; none: a whole one, or an equal part where GPUs are too few"
-)
+    num_gpus: OptionalShare = Field(
+        None, description="GPU share of one replica; none: a whole one, or an equal part where GPUs are too few"
+    )
 
 
 class DrafterPoolSettings(ModelPoolSettings, DrafterSettings):

@@ -35,6 +35,7 @@ class TargetLink:
     def __init__(self, target: Target, max_running: int) -> None:
         self.target = target
         self.info: TargetInfo = target.info
+        self._kv_block_size = self.info.kv_block_size
         # A root each must leave rows for a prefill chunk, or newcomers would starve.
         self.max_running = max(1, min(max_running, self.info.max_tree_rows, self.info.max_rows // 2))
         self.sequences: dict[Sequence, None] = {}  # in the order in which the target opens them: the oldest first
@@ -68,8 +69,10 @@ class TargetLink:
 
     def claim(self, sequence: Sequence) -> int:
         """Blocks that it will take soon: for its committed tokens and one more, unless it can never come to need it."""
-        soon = min(self._num_blocks(len(sequence.token_ids)) + 1, self._num_blocks(sequence.num_total))
-        return max(0, soon - self._num_blocks(sequence.cached_len))
+        size = self._kv_block_size  # once a round and sequence: no calls in here
+        soon = -(-len(sequence.token_ids) // size) + 1
+        most = -(-sequence.num_total // size)
+        return max(0, (soon if soon < most else most) + -sequence.cached_len // size)
 
     def num_known_tokens(self, sequence: Sequence) -> int:
         """Of its first tokens, those that the target's prefix cache has, as far as known."""
@@ -78,7 +81,7 @@ class TargetLink:
         return min(self.prefixes.match(sequence.prefix_hashes) // size * size, num_usable)
 
     def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.info.kv_block_size)
+        return -(-num_tokens // self._kv_block_size)
 
     # --- who is here
 
@@ -95,9 +98,12 @@ class TargetLink:
         """Brings the sums up to date with a sequence that is here."""
         claim = self.claim(sequence)
         num_uncached = len(sequence.token_ids) - max(sequence.cached_len, sequence.num_expected_tokens)
-        self.num_claimed_blocks += claim - sequence.num_claimed_blocks
-        self.num_uncached_tokens += num_uncached - sequence.num_uncached_tokens
-        sequence.num_claimed_blocks, sequence.num_uncached_tokens = claim, num_uncached
+        if claim != sequence.num_claimed_blocks:
+            self.num_claimed_blocks += claim - sequence.num_claimed_blocks
+            sequence.num_claimed_blocks = claim
+        if num_uncached != sequence.num_uncached_tokens:
+            self.num_uncached_tokens += num_uncached - sequence.num_uncached_tokens
+            sequence.num_uncached_tokens = num_uncached
 
     def recount_all(self, sequences: Iterable[Sequence]) -> None:
         """Of those of a round that are still here."""

@@ -1,6 +1,24 @@
 """`RankingTuner`: how drafters are asked to rank the candidates of sampled blocks, learned from what targets write.
 
-MEASURED
+Where it begins was measured on the embedded pair: acceptance length of trees of 16 nodes by raw scores, at every one of
+3,700 to 3,900 roots per setting, and what another ranking changes, ± a standard error over 32 texts:
+
+| sampling                    | noise, c = 2 | without noise  | noise, c = 0 | noise, c = 4 |
+|-----------------------------|--------------|----------------|--------------|--------------|
+| T 0.3                       |         5.33 |   +0.4 ± 0.3 % |              |              |
+| T 0.7                       |         3.91 |   −4.5 ± 0.9 % |              |              |
+| T 1                         |         2.67 |  −21.8 ± 1.0 % |              |              |
+| T 1.5                       |         2.71 |  −51.3 ± 1.1 % |              |              |
+| T 1, top-k 50               |         3.05 |  −11.8 ± 0.9 % | −1.1 ± 0.3 % | −0.4 ± 0.1 % |
+| T 1, top-k 5                |         3.36 |   −2.9 ± 0.9 % | −3.8 ± 0.7 % |              |
+| T 1, top-p 0.9              |         2.96 |  −11.9 ± 1.1 % | −1.0 ± 0.4 % | −0.6 ± 0.2 % |
+| T 1, top-p 0.7              |         3.71 |   −3.3 ± 1.3 % | −2.4 ± 0.8 % |              |
+| T 1, top-p 0.5 (two seeds)  |         4.54 |   +1.4 ± 0.6 % | −5.1 ± 0.8 % | −0.3 ± 0.5 % |
+| T 0.6, top-k 20, top-p 0.95 |         4.43 |   −0.3 ± 0.7 % | +0.3 ± 0.5 % | −0.7 ± 0.1 % |
+| T 0.7, top-k 20, top-p 0.8  |         4.80 |    0.0 ± 0.5 % | −1.5 ± 0.7 % | −1.1 ± 0.2 % |
+
+So noise with c = 2 is the default, but for truncations that leave hardly a choice: there noise can only move drafts
+away from it. Nothing else is taken from this pair: other pairs learn from there.
 """
 
 from __future__ import annotations
@@ -24,11 +42,11 @@ class Truncation(IntEnum):
 
     OFF = 0
     MILD = 1
-    STRONG = 2
+    STRONG = 2  # hardly a choice; top-p's limit was measured, those of top-k and min-p go by it
 
     @classmethod
     def of(cls, sampling: SamplingParams) -> Truncation:
-        if 0 < sampling.top_k <= 10 or sampling.top_p <= 0.85 or sampling.min_p >= 0.1:
+        if 0 < sampling.top_k <= 2 or sampling.top_p <= 0.6 or sampling.min_p >= 0.3:
             return cls.STRONG
         is_truncated = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
         return cls.MILD if is_truncated else cls.OFF
@@ -36,18 +54,14 @@ class Truncation(IntEnum):
 
 _TEMPERATURES = (0.5, 0.9)  # up to the first, up to the second, above: requests of each learn apart
 _WITHOUT_NOISE = DraftRanking(uses_noise=False)
-_WITH_PENALTIES = (
-    DEFAULT_RANKING,
-    DraftRanking(truncation_penalty=0.0),
-    DraftRanking(truncation_penalty=4.0),
-    _WITHOUT_NOISE,
-)
+_WITHOUT_PENALTY = DraftRanking(truncation_penalty=0.0)
+_LARGE_PENALTY = DraftRanking(truncation_penalty=4.0)
 
 # What is tried, the default first. A penalty orders nothing anew where nothing is truncated or no noise is added.
 RANKINGS: dict[Truncation, tuple[DraftRanking, ...]] = {
     Truncation.OFF: (DEFAULT_RANKING, _WITHOUT_NOISE),
-    Truncation.MILD: _WITH_PENALTIES,
-    Truncation.STRONG: _WITH_PENALTIES,
+    Truncation.MILD: (DEFAULT_RANKING, _WITHOUT_NOISE, _WITHOUT_PENALTY, _LARGE_PENALTY),
+    Truncation.STRONG: (_WITHOUT_NOISE, DEFAULT_RANKING, _LARGE_PENALTY),
 }
 
 
@@ -103,10 +117,10 @@ class RankingTuner:
         return {"form": _FORM, "contests": contests}
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> RankingTuner:
+    def from_dict(cls, saved: object) -> RankingTuner:
         """Raises `InvalidSettings` for anything that `as_dict` did not make."""
-        if saved.get("form") != _FORM:
-            raise InvalidSettings(f"learned rankings must have form {_FORM}, got {saved.get('form')!r}")
+        if not isinstance(saved, dict) or saved.get("form") != _FORM:
+            raise InvalidSettings(f"learned rankings must have form {_FORM}, got {saved!r:.80}")
         contests, tuner = saved.get("contests"), cls()
         for truncation, by_temperature in tuner._contests.items():
             name = truncation.name.lower()

@@ -18,12 +18,12 @@ from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.pairing import check_fits_any, check_same_model, is_paired
 from cluster.router.placement import choose_drafter, place_waiting
 from cluster.router.rounds import TargetRounds
-from cluster.router.sequence import FIRST_ATTEMPT, Phase, Sequence
+from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.timings import RoundTimings
 from cluster.router.tree_planner import TreePlanner
 from cluster.router.waiting import Rank, WaitingQueue
-from dflash_core.contracts import Drafter, SequenceKey, Target, TargetInfo
+from dflash_core.contracts import Drafter, Target, TargetInfo
 from dflash_core.errors import DeadlineExceeded, DFlashError, Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -134,13 +134,7 @@ class Router:
             raise Unavailable("no target is connected to this router")
         handle = (sink, request.sequence_id)
         check_request(request, [link.info for link in self._targets.values()], handle in self._sequences)
-        sequence = Sequence(
-            request=request,
-            sink=sink,
-            key=SequenceKey(f"{request.sequence_id}.{self._name}.{next(self._numbers)}", FIRST_ATTEMPT),
-            submitted_at=now(),
-            token_ids=np.asarray(request.token_ids).tolist(),
-        )
+        sequence = Sequence.of(request, sink, f"{self._name}.{next(self._numbers)}", now())
         finish = finished_before(sequence)
         if finish is not None:
             sink.put([TokenEvent(request.sequence_id, _NO_TOKENS, finish, sequence.statistics(sequence.submitted_at))])
@@ -150,9 +144,7 @@ class Router:
         if len(self._waiting) >= self.settings.max_waiting:
             self._displace(rank)
         self._sequences[handle] = sequence
-        if request.timeout_ms > 0:
-            sequence.deadline = sequence.submitted_at + request.timeout_ms / 1e3
-            sequence.timer = asyncio.get_running_loop().call_later(request.timeout_ms / 1e3, self._expire, sequence)
+        sequence.start_timer(self._expire)
         self._waiting.push(sequence, rank)
         self.place_waiting()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -71,12 +72,20 @@ class Sequence:
     num_uncached_tokens: int = 0
     num_expected_tokens: int = 0  # of its prefix, those that its target is thought to have cached
     stop_ids: frozenset[int] = field(init=False)
+    num_total: int = field(init=False)  # tokens it can reach: what must fit a target that it goes to
     prefix_hashes: list[int] = field(init=False)  # of its whole blocks of `PREFIX_BLOCK_TOKENS`
 
     def __post_init__(self) -> None:
         self.stop_ids = frozenset(self.request.stop_token_ids)
+        self.num_total = self.request.num_prompt_tokens + self.request.max_tokens
         self.prefix_hashes = []
         extend_hashes(self.prefix_hashes, self.request.token_ids)
+
+    @classmethod
+    def of(cls, request: GenerationRequest, sink: EventSink, suffix: str, submitted_at: float) -> Sequence:
+        """A first attempt, whose id differs by `suffix` from those of other clients and routers."""
+        key = SequenceKey(f"{request.sequence_id}.{suffix}", FIRST_ATTEMPT)
+        return cls(request, sink, key, submitted_at, np.asarray(request.token_ids).tolist())
 
     @property
     def is_new(self) -> bool:
@@ -90,11 +99,6 @@ class Sequence:
     @property
     def num_wanted(self) -> int:
         return self.request.max_tokens - self.num_output
-
-    @property
-    def num_total(self) -> int:
-        """Tokens it can reach: what must fit a target that it goes to."""
-        return self.request.num_prompt_tokens + self.request.max_tokens
 
     @property
     def root_position(self) -> int:
@@ -149,6 +153,13 @@ class Sequence:
         self.key = SequenceKey(self.key.sequence_id, self.key.attempt + 1)
         self.cached_len = self.num_hit_tokens = 0
         self.is_announced = False
+
+    def start_timer(self, expire: Callable[[Sequence], None]) -> None:
+        """For the request's own deadline, if it has one."""
+        timeout_s = self.request.timeout_ms / 1e3
+        if timeout_s > 0:
+            self.deadline = self.submitted_at + timeout_s
+            self.timer = asyncio.get_running_loop().call_later(timeout_s, expire, self)
 
     def stop_timers(self) -> None:
         if self.timer is not None:

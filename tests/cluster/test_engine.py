@@ -151,6 +151,10 @@ def test_refusals(pair: TinyPair, engine: LLMInferenceEngine) -> None:
         engine.generate([1, "two"])  # type: ignore[list-item]
     with pytest.raises(InvalidRequest, match="list of strings"):
         engine.generate(PROMPT, stop="\n")
+    with pytest.raises(InvalidRequest, match="one of 'interactive', 'standard', 'batch', got 'x'"):
+        engine.generate(PROMPT, latency_class="x")
+    with pytest.raises(InvalidRequest, match=r"priority .* got 2147483648"):
+        engine.generate(PROMPT, priority=2**31)
     with pytest.raises(PromptTooLong, match="more than the model's context of 512"):
         engine.generate(PROMPT, max_length=1000)
     with pytest.raises(DeadlineExceeded, match="timeout_ms 1 "):
@@ -161,7 +165,8 @@ def test_refusals(pair: TinyPair, engine: LLMInferenceEngine) -> None:
         make_engine(pair, speculative_decoding_strategy="trees")
     with pytest.raises(CheckpointNotFound):
         LLMInferenceEngine("/nowhere/at/all")
-    assert len(engine.generate(PROMPT, max_length=3, ignore_eos=True).token_ids) == 3
+    urgent = engine.generate(PROMPT, max_length=3, ignore_eos=True, priority=-1, latency_class="interactive")
+    assert len(urgent.token_ids) == 3
 
 
 def test_a_closed_engine_says_so(pair: TinyPair) -> None:

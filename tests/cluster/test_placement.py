@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.requests import GenerationRequest
 from cluster.router.links import TargetLink
@@ -197,3 +199,22 @@ async def test_a_lost_target_s_prefixes_are_forgotten_with_it() -> None:
     sequence.cached_len = 80
     link.remove(sequence)
     assert make_link().num_known_tokens(replace(sequence)) == 0
+
+
+# --- claims
+
+
+@given(st.integers(1, 40), st.integers(0, 60), st.integers(1, 60), st.integers(0, 100), st.integers(1, 20))
+def test_claims_by_counting_blocks(
+    num_prompt: int, num_output: int, max_tokens: int, num_cached: int, kv_block_size: int
+) -> None:
+    """One block after another, as the target would take them."""
+    link = make_link(kv_block_size=kv_block_size)
+    num_output = min(num_output, max_tokens)
+    sequence = make_sequence("s", num_tokens=num_prompt, num_output=num_output, max_tokens=max_tokens)
+    sequence.cached_len = min(num_cached, num_prompt + num_output)
+    held = {position // kv_block_size for position in range(sequence.cached_len)}
+    committed = {position // kv_block_size for position in range(num_prompt + num_output)}
+    reachable = {position // kv_block_size for position in range(num_prompt + max_tokens)}
+    soon = committed | ({max(committed) + 1} & reachable)
+    assert link.claim(sequence) == len(soon - held)

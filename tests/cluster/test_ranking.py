@@ -106,8 +106,12 @@ def test_a_ranking_that_is_none_of_those_tried_teaches_nothing() -> None:
     assert tuner.as_dict() == before
 
 
-def test_the_default_comes_first_everywhere() -> None:
-    assert all(rankings[0] == DEFAULT_RANKING for rankings in RANKINGS.values())
+def test_noise_is_the_default_unless_hardly_a_choice_is_left() -> None:
+    assert {truncation: rankings[0] for truncation, rankings in RANKINGS.items()} == {
+        Truncation.OFF: DEFAULT_RANKING,
+        Truncation.MILD: DEFAULT_RANKING,
+        Truncation.STRONG: DraftRanking(uses_noise=False),
+    }
     assert all(len(set(rankings)) == len(rankings) > 1 for rankings in RANKINGS.values())
 
 
@@ -118,9 +122,10 @@ def test_the_default_comes_first_everywhere() -> None:
         (SamplingParams(temperature=1.0, top_p=0.95), Truncation.MILD),
         (SamplingParams(temperature=1.0, top_k=50), Truncation.MILD),
         (SamplingParams(temperature=1.0, min_p=0.05), Truncation.MILD),
-        (SamplingParams(temperature=0.7, top_k=20, top_p=0.8), Truncation.STRONG),
-        (SamplingParams(temperature=1.0, top_k=5), Truncation.STRONG),
-        (SamplingParams(temperature=1.0, min_p=0.2), Truncation.STRONG),
+        (SamplingParams(temperature=0.7, top_k=20, top_p=0.8), Truncation.MILD),
+        (SamplingParams(temperature=1.0, top_p=0.5), Truncation.STRONG),
+        (SamplingParams(temperature=1.0, top_k=1), Truncation.STRONG),
+        (SamplingParams(temperature=1.0, min_p=0.4), Truncation.STRONG),
     ],
 )
 def test_truncations_are_told_apart(sampling: SamplingParams, expected: Truncation) -> None:
@@ -145,8 +150,8 @@ def test_what_was_learned_can_be_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "saved", [{}, {"form": 0, "contests": {}}, {"form": 1, "contests": {"off": [{}]}}, {"form": 1}]
+    "saved", [{}, [], {"form": 0, "contests": {}}, {"form": 1, "contests": {"off": [{}]}}, {"form": 1}]
 )
-def test_anything_else_is_refused(saved: dict[str, object]) -> None:
+def test_anything_else_is_refused(saved: object) -> None:
     with pytest.raises(InvalidSettings, match="learned rankings"):
         RankingTuner.from_dict(saved)

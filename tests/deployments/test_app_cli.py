@@ -21,6 +21,7 @@ def _complete(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("temperature", ["0", "0.9"])
 def test_both_transports_write_the_same(served: ServedApplication, temperature: str) -> None:
     sampling = ("--temperature", temperature, "--seed", "5", "--tree-budget", "6")
+    sampling += ("--priority", "-2", "--latency-class", "interactive")
     http = _complete("--server", served.url, *sampling)
     rpc = _complete("--transport", "grpc", "--server", served.grpc_target, *sampling)
     for result in (http, rpc):
