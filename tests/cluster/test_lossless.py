@@ -25,13 +25,19 @@ BUDGETS = (0, 1, 7, 32, 64)
 MAX_TOKENS = 16
 
 
-@pytest.mark.parametrize("strategy", [Strategy.DRAFT_TREES, Strategy.CHAIN])
-async def test_every_budget_and_company_gives_the_tokens_of_plain_decoding(tmp_path: Path, strategy: Strategy) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "tree_budget", "num_prompts"),
+    [(Strategy.DRAFT_TREES, 64, NUM_PROMPTS), (Strategy.CHAIN, 7, NUM_PROMPTS), (Strategy.DRAFT_TREES, None, 15)],
+    ids=["trees", "chain", "as many as pay"],
+)
+async def test_every_budget_and_company_gives_the_tokens_of_plain_decoding(
+    tmp_path: Path, strategy: Strategy, tree_budget: int | None, num_prompts: int
+) -> None:
     """Each output is decoded alone and plainly first; then all at once, budgets and temperatures mixed at random."""
     pair = make_tiny_pair(tmp_path, num_layers=2, target_layer_ids=(0, 1))
     rng = random.Random(7)
     plain: list[GenerationRequest] = []
-    for prompt_index in range(NUM_PROMPTS):
+    for prompt_index in range(num_prompts):
         num_tokens = rng.randint(1, 40)
         token_ids = np.asarray([rng.randrange(2, pair.settings.vocab_size) for _ in range(num_tokens)], np.int32)
         for temperature in TEMPERATURES:
@@ -57,7 +63,14 @@ async def test_every_budget_and_company_gives_the_tokens_of_plain_decoding(tmp_p
     ]
     rng.shuffle(requests)
     client = Client()
-    router = Router(RouterSettings(strategy=strategy, max_running=24, prefill_chunk_tokens=29, draft_timeout_ms=60_000))
+    settings = RouterSettings(
+        strategy=strategy,
+        tree_budget=tree_budget,
+        max_running=24,
+        prefill_chunk_tokens=29,
+        draft_timeout_ms=60_000,
+    )
+    router = Router(settings)
     with ThreadPoolExecutor(max_workers=1) as executor:
         add_models(router, runner, drafter, executor)
         for request in requests:
@@ -67,7 +80,7 @@ async def test_every_budget_and_company_gives_the_tokens_of_plain_decoding(tmp_p
         await until(lambda: not runner.num_sequences and not drafter.num_sequences)
         await router.close()
     assert runner.free_blocks == runner.info.num_blocks
-    for budget in budgets:
+    for budget in budgets if tree_budget is not None else ():
         if budget > 1:
             statistics = [client.last[r.sequence_id].statistics for r in requests if r.tree_budget == budget]
             # The tests say something only where drafts are both taken and refused.
