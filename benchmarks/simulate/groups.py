@@ -87,13 +87,13 @@ GROUPS: Final[dict[str, Callable[[], Group]]] = {
     "load-cpu": lambda: _load(
         "load-cpu", "streams on 1 target, the embedded pair on CPUs", CPU, (1, 4, 8, 16, 32), 8.0
     ),
-    "scale": lambda: _scale("scale", "targets × streams, a router for four targets", 4, _FEW),
-    "one-router": lambda: _scale(
-        "one-router", "targets × streams, one router for all", 64, (PLAIN, ADAPTIVE), (1, 2, 4, 8, 16)
-    ),
     "arrivals": _arrivals,
     "long": _long,
     "stragglers": _stragglers,
+    "one-router": lambda: _scale(
+        "one-router", "targets × streams, one router for all", 64, (PLAIN, ADAPTIVE), (1, 2, 4, 8, 16)
+    ),
+    "scale": lambda: _scale("scale", "targets × streams, a router for four targets", 4, (PLAIN, ADAPTIVE)),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,10 +15,10 @@ from benchmarks.simulate.groups import CPU, H200
 from benchmarks.simulate.hardware import hardware
 from benchmarks.simulate.playback import Playback, Script
 from benchmarks.simulate.times import RoundTimes, RouterProcessor, interpolate
+from benchmarks.trees import random_depths
 from cluster.router import RoundTimings
-from dflash_core.contracts import DraftTree, SequenceKey, TreeRows
+from dflash_core.contracts import DraftTree, SequenceKey, TokenIds, TreeRows
 from dflash_core.errors import InvalidRequest
-from dflash_core.trees.build import TreeCandidates, build_trees
 from dflash_core.trees.structure import parents
 
 
@@ -118,19 +119,33 @@ class TestPlayback:
         place = playback.place(script, num_prompt_tokens + output)
         assert playback.tokens_at(place, playback.depth + 1).tolist() == tokens[output:].tolist()
 
-    @pytest.mark.parametrize("budget", [0, 1, 7, 40])
-    def test_trees_are_accepted_as_a_loop_over_children_accepts_them(self, playback: Playback, budget: int) -> None:
+    @pytest.mark.parametrize("num_rows", [1, 2, 8, 40])
+    def test_trees_are_accepted_as_a_loop_over_children_accepts_them(self, playback: Playback, num_rows: int) -> None:
+        rng = np.random.default_rng(num_rows)
         pieces, expected, places = [], [], []
         for index in range(200):
             script = Script(index % len(playback.temperatures), index % 50, 10)
-            ids, scores = playback.draft(script, 10)
             root, *wanted = playback.output(script, playback.depth + 1).tolist()
-            (tree,) = build_trees([TreeCandidates(root, ids, scores, playback.depth, budget)], budget)
+            tree = _random_tree(rng, root, playback.draft(script, 10)[0], num_rows)
             pieces.append(TreeRows(SequenceKey("s", 1), 10, tree))
             places.append(playback.place(script, 10))
             expected.append(_accepted(tree, wanted))
         assert playback.num_accepted(pieces, places) == expected
-        assert budget == 0 or sum(expected) > 0
+        assert num_rows == 1 or sum(expected) > 0
+
+
+def _random_tree(rng: np.random.Generator, root: int, candidate_ids: TokenIds, num_rows: int) -> DraftTree:
+    """Of the first four candidates of each depth, siblings distinct; it ends early where there are no more."""
+    tokens, depths, taken = [root], [0], {0: set[int]()}  # by depth: the children of the last node there
+    for depth in random_depths(rng, num_rows, len(candidate_ids)).tolist()[1:]:
+        free = [token for token in candidate_ids[depth - 1, :4].tolist() if token not in taken[depth - 1]]
+        if not free:
+            break
+        taken[depth - 1].add(token := int(rng.choice(free)))
+        taken[depth] = set()
+        tokens.append(token)
+        depths.append(depth)
+    return DraftTree(np.asarray(tokens, np.int32), np.asarray(depths, np.int32))
 
 
 def _accepted(tree: DraftTree, wanted: list[int]) -> int:

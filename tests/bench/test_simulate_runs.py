@@ -71,18 +71,18 @@ def test_every_stream_gets_exactly_what_its_trace_says(
         cluster = SimulatedCluster(SMALL, POLICIES[policy], playback, Meter())
         ledger = _Ledger(cluster, playback, monkeypatch)
         cluster.start_streams(STREAMS)
-        await asyncio.sleep(20.0)
+        await asyncio.sleep(8.0)
         preemptions = sum(router.timings.preemptions for router in cluster.routers)
         for router, client in zip(cluster.routers, cluster.clients, strict=True):
             router.release_client(client)
-        await asyncio.sleep(5.0)
+        await asyncio.sleep(2.0)
         assert [target.free_blocks for target in cluster.targets] == [num_blocks] * 3
         assert not any(pool.num_sequences for pool in (*cluster.targets, *cluster.drafters))
         await cluster.close()
         return ledger, preemptions
 
     ledger, preemptions = run_virtually(main())
-    assert sum(ledger.ends.values()) > 12
+    assert sum(ledger.ends.values()) > 6
     assert (preemptions > 0) == (num_blocks == 20)
     for sequence_id, got in ledger.got.items():
         wanted = ledger.wanted[sequence_id]
