@@ -19,7 +19,8 @@ from dflash_core.trees.acceptance import NUM_CLASSES, AcceptanceModel
 from dflash_core.trees.histories import TokenHistories
 from dflash_core.trees.learning import learn
 from dflash_core.trees.matches import Histories
-from dflash_core.trees.search import MAX_WEIGHT, NEGLIGIBLE, Candidates, Found, find_nodes
+from dflash_core.trees.packed import MAX_WEIGHT, NEGLIGIBLE, Candidates, Found
+from dflash_core.trees.search import find_nodes
 from dflash_core.trees.selection import Selection, select_nodes, take_nodes
 
 UNLIMITED_WIDTH = 1 << 30

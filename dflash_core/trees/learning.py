@@ -12,6 +12,7 @@ import numpy as np
 
 from dflash_core.jit import jit
 from dflash_core.trees.matches import Histories, bigram_bucket, is_marked, longest_match
+from dflash_core.trees.packed import Candidates
 from dflash_core.trees.scoring import (
     DEPTH_BIAS,
     DEPTH_SLOPE,
@@ -30,7 +31,6 @@ from dflash_core.trees.scoring import (
     match_bucket,
     rank_bucket,
 )
-from dflash_core.trees.search import Candidates
 
 MOST_RANKS = 16  # later ones are hardly ever right, and cost as much
 # Adagrad whose memory fades: some thousand steps of a parameter back, the pair may have behaved otherwise.

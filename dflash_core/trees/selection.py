@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dflash_core.jit import jit
+from dflash_core.trees.packed import FLOOR, Found
 from dflash_core.trees.scoring import Doubles, Ints, Longs
-from dflash_core.trees.search import FLOOR, Found
 
 
 class Selection(NamedTuple):

@@ -12,7 +12,7 @@ from dflash_core.contracts import DraftTree
 from dflash_core.trees.acceptance import AcceptanceModel
 from dflash_core.trees.build import NodeBudget, TreeCandidates
 from dflash_core.trees.matches import MOST_VISITED
-from dflash_core.trees.search import FLOOR, NEGLIGIBLE
+from dflash_core.trees.packed import FLOOR, NEGLIGIBLE
 from tests.core.tree_oracle import slow_parents
 
 Path = tuple[int, ...]  # token ids from the root's child on
