@@ -17,7 +17,8 @@ from benchmarks.simulate.times import RoundTimes, RouterProcessor, interpolate
 from cluster.router import RoundTimings
 from dflash_core.contracts import DraftTree, SequenceKey, TreeRows
 from dflash_core.errors import InvalidRequest
-from dflash_core.trees.build import TreeCandidates, build_trees
+from dflash_core.trees.acceptance import AcceptanceModel
+from dflash_core.trees.build import NodeBudget, TreeBuilder, TreeCandidates
 from dflash_core.trees.structure import parents
 
 
@@ -120,12 +121,14 @@ class TestPlayback:
 
     @pytest.mark.parametrize("budget", [0, 1, 7, 40])
     def test_trees_are_accepted_as_a_loop_over_children_accepts_them(self, playback: Playback, budget: int) -> None:
+        builder = TreeBuilder(AcceptanceModel(), None)
         pieces, expected, places = [], [], []
         for index in range(200):
             script = Script(index % len(playback.temperatures), index % 50, 10)
             ids, scores = playback.draft(script, 10)
             root, *wanted = playback.output(script, playback.depth + 1).tolist()
-            (tree,) = build_trees([TreeCandidates(root, ids, scores, playback.depth, budget)], budget)
+            candidates = TreeCandidates(root, ids, scores, playback.depth, budget)
+            (tree,) = builder.build([candidates], NodeBudget.of(budget)).trees
             pieces.append(TreeRows(SequenceKey("s", 1), 10, tree))
             places.append(playback.place(script, 10))
             expected.append(_accepted(tree, wanted))
