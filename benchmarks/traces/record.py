@@ -74,7 +74,7 @@ def record(
         num_tokens = len(sequence.ids)
         yield SequenceTrace(
             sequence.sampling,
-            len(sequence.prompt),
+            sequence.prompt,
             np.asarray(sequence.tokens[:num_tokens], np.int32),
             np.stack(sequence.ids),
             np.stack(sequence.scores),

@@ -21,7 +21,7 @@ class SequenceTrace:
     """
 
     sampling: SamplingParams
-    num_prompt_tokens: int
+    prompt_ids: npt.NDArray[np.int32]  # [num_prompt_tokens]
     token_ids: npt.NDArray[np.int32]  # [num_tokens] of the output; root i is token_ids[i]
     candidate_ids: npt.NDArray[np.int32]  # [num_tokens, depth, K] after root i, best first
     scores: npt.NDArray[np.float32]  # [num_tokens, depth, K] log-probabilities
@@ -41,15 +41,17 @@ class Trace:
         about = {
             "target": self.target,
             "drafter": self.drafter,
-            "sequences": [
-                {"sampling": asdict(sequence.sampling), "num_prompt_tokens": sequence.num_prompt_tokens}
-                for sequence in self.sequences
-            ],
+            "sequences": [{"sampling": asdict(sequence.sampling)} for sequence in self.sequences],
         }
-        largest = max(int(sequence.candidate_ids.max(initial=0)) for sequence in self.sequences)
+        largest = max(
+            int(ids.max(initial=0))
+            for sequence in self.sequences
+            for ids in (sequence.prompt_ids, sequence.token_ids, sequence.candidate_ids)
+        )
         ids = np.uint16 if largest < 1 << 16 else np.int32
         arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
         for index, sequence in enumerate(self.sequences):
+            arrays[f"prompt-{index}"] = sequence.prompt_ids.astype(ids)
             arrays[f"tokens-{index}"] = sequence.token_ids.astype(ids)
             arrays[f"candidates-{index}"] = sequence.candidate_ids.astype(ids)
             arrays[f"scores-{index}"] = sequence.scores.astype(np.float16)
@@ -62,7 +64,7 @@ class Trace:
             sequences = tuple(
                 SequenceTrace(
                     SamplingParams(**told["sampling"]),
-                    told["num_prompt_tokens"],
+                    arrays[f"prompt-{index}"].astype(np.int32),
                     arrays[f"tokens-{index}"].astype(np.int32),
                     arrays[f"candidates-{index}"].astype(np.int32),
                     arrays[f"scores-{index}"].astype(np.float32),

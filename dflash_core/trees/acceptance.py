@@ -9,9 +9,10 @@ before. A context starts neutral (the probability is the drafter's own) and stay
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from dflash_core.contracts import DraftRanking, SamplingParams
 from dflash_core.errors import InvalidSettings
@@ -20,7 +21,6 @@ from dflash_core.trees.scoring import DEPTH_SLOPE, NUM_BUCKETS, NUM_KINDS, Doubl
 # Temperatures of the classes after the greedy one: up to these, and above.
 _TEMPERATURES = (0.5, 0.9)
 NUM_CLASSES = 1 + 4 * (len(_TEMPERATURES) + 1)
-_FORM = 1  # of the saved state
 
 
 def context_class(sampling: SamplingParams, ranking: DraftRanking) -> int:
@@ -30,6 +30,16 @@ def context_class(sampling: SamplingParams, ranking: DraftRanking) -> int:
     temperature = sum(sampling.temperature > limit for limit in _TEMPERATURES)
     is_truncated = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
     return 1 + 4 * temperature + 2 * is_truncated + ranking.uses_noise
+
+
+class _Saved(BaseModel):
+    """The file's form. Nested lists as `AcceptanceModel`'s arrays."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    form: Literal[1]
+    parameters: list[list[list[list[FiniteFloat]]]]
+    squares: list[list[list[list[Annotated[FiniteFloat, Field(ge=0.0)]]]]]
 
 
 class AcceptanceModel:
@@ -42,27 +52,33 @@ class AcceptanceModel:
 
     def as_dict(self) -> dict[str, Any]:
         """What `from_dict` takes: for keeping what was learned of a pair."""
-        return {
-            "form": _FORM,
-            "parameters": np.round(self.parameters, 5).tolist(),
-            "squares": np.round(self.squares, 3).tolist(),
-        }
+        saved = _Saved(
+            form=1, parameters=np.round(self.parameters, 5).tolist(), squares=np.round(self.squares, 3).tolist()
+        )
+        return saved.model_dump()
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> AcceptanceModel:
         """Raises `InvalidSettings` for anything that `as_dict` did not make."""
+        try:
+            read = _Saved.model_validate(saved)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InvalidSettings(f"learned acceptance: {place or 'it'}: {first['msg']}") from None
         model = cls()
-        if saved.get("form") != _FORM:
-            raise InvalidSettings(f"learned acceptance must have form {_FORM}, got {saved.get('form')!r}")
-        for name in ("parameters", "squares"):
-            try:
-                values = np.array(saved.get(name), dtype=np.float64)
-            except (TypeError, ValueError) as error:
-                raise InvalidSettings(f"learned acceptance: {name} are no numbers: {error}") from None
-            if values.shape != model.parameters.shape or not np.isfinite(values).all():
-                raise InvalidSettings(
-                    f"learned acceptance: {name} must be finite numbers of shape {model.parameters.shape}, got shape "
-                    f"{values.shape}"
-                )
-            getattr(model, name)[:] = values
+        model.parameters = _array("parameters", read.parameters, model.parameters.shape)
+        model.squares = _array("squares", read.squares, model.squares.shape)
         return model
+
+
+def _array(name: str, values: list[list[list[list[float]]]], shape: tuple[int, ...]) -> Doubles:
+    try:
+        array = np.array(values, dtype=np.float64)
+    except ValueError:
+        raise InvalidSettings(
+            f"learned acceptance: {name} must have shape {shape}, got lists of unequal length"
+        ) from None
+    if array.shape != shape:
+        raise InvalidSettings(f"learned acceptance: {name} must have shape {shape}, got {array.shape}")
+    return array

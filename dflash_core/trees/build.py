@@ -18,15 +18,19 @@ from dflash_core.contracts import DraftTree, TokenIds
 from dflash_core.trees.acceptance import NUM_CLASSES, AcceptanceModel
 from dflash_core.trees.histories import TokenHistories
 from dflash_core.trees.learning import learn
-from dflash_core.trees.scoring import Histories, logits_of
-from dflash_core.trees.search import FLOOR, MAX_WEIGHT, NEGLIGIBLE, Candidates, Found, find_nodes, take_nodes
+from dflash_core.trees.matches import Histories
+from dflash_core.trees.packed import MAX_WEIGHT, NEGLIGIBLE, Candidates, Found
+from dflash_core.trees.search import find_nodes
+from dflash_core.trees.selection import Selection, select_nodes, take_nodes
 
 UNLIMITED_WIDTH = 1 << 30
 NO_HISTORY = -1
 
-# The walk is begun a little below where the last one's nodes ended, and goes on by this factor where they do not do.
-_LOWER = 0.5
 _FIRST_THRESHOLD = 0.05
+# A search is begun a little below where the nodes of the one before ended.
+_BELOW_LAST = 0.7
+# Where its nodes do not do it is repeated with a threshold lower by this factor, where they are too many higher.
+_STEP = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +49,21 @@ class TreeCandidates:
     max_width: int = UNLIMITED_WIDTH  # children of a node; 1 makes the tree a chain
     weight: float = 1.0  # of its tokens against those of the others
     context_class: int = 0  # `acceptance.context_class`
-    history: int = NO_HISTORY  # its slot in the histories
+    history: int = NO_HISTORY  # its slot in the histories; the last token there is the root
+
+    def __post_init__(self) -> None:
+        assert self.token_ids.shape == self.scores.shape, (self.token_ids.shape, self.scores.shape)
+        assert min(self.max_depth, self.max_nodes, self.min_nodes, self.max_width) >= 0, self
+        assert 0.0 < self.weight <= MAX_WEIGHT, self.weight
+        assert 0 <= self.context_class < NUM_CLASSES, self.context_class
 
 
 @dataclass(frozen=True, slots=True)
 class NodeBudget:
     """What nodes cost. The batch gets the number of them that maximises expected tokens − rate · seconds."""
 
-    seconds: npt.NDArray[np.float64]  # [most nodes + 1], of a round with so many; non-decreasing
-    rate: float  # λ: tokens that a second is worth, weighted as the sequences are
+    seconds: npt.NDArray[np.float64]  # [most nodes + 1], of a round with so many; non-decreasing, finite
+    rate: float  # λ ≥ 0: tokens that a second is worth, weighted as the sequences are
 
     @classmethod
     def of(cls, num_nodes: int) -> NodeBudget:
@@ -76,59 +86,49 @@ class TreeBuilder:
     def __init__(self, model: AcceptanceModel, histories: TokenHistories | None) -> None:
         self.model = model
         self.histories = histories
+        self._no_histories = TokenHistories(window=8)
         self._threshold = _FIRST_THRESHOLD
-        self._no_histories = Histories(
-            np.zeros((0, 8), np.int32), np.zeros(0, np.int64), np.zeros((0, 8), np.int32), np.zeros((0, 16), np.int32)
-        )
         self._warm_up()
 
     def build(self, candidates: Sequence[TreeCandidates], budget: NodeBudget) -> TreeBatch:
         """The nodes most likely to be accepted over all sequences, each tree in preorder, its likeliest child first.
 
         Among equally likely nodes the earlier sequence's go first. Every tree holds the parent of each of its nodes. A
-        sequence that has reached its `max_nodes` leaves its share to the others.
+        sequence that has reached its `max_nodes` leaves its share to the others. A node whose weighted probability is
+        less than `NEGLIGIBLE` is no candidate.
         """
         packed = _pack(candidates)
-        found, cutoff, num_equal = self._choose(packed, budget)
-        token_ids, depths, ends, expected = take_nodes(packed.roots, packed.weights, found, cutoff, num_equal)
-        starts = [0, *ends[:-1].tolist()] if len(ends) else []
-        trees = [
-            DraftTree(token_ids[start:end], depths[start:end]) for start, end in zip(starts, ends.tolist(), strict=True)
-        ]
+        found, chosen = self._search(packed, budget.rate * budget.seconds)
+        token_ids, depths, ends, expected = take_nodes(
+            packed.roots, packed.weights, found, chosen.cutoff, chosen.num_equal
+        )
+        trees, begin = [], 0
+        for end in ends.tolist():
+            trees.append(DraftTree(token_ids[begin:end], depths[begin:end]))
+            begin = end
         return TreeBatch(trees, expected, packed)
 
-    def _choose(self, packed: Candidates, budget: NodeBudget) -> tuple[Found, float, int]:
-        """Nodes among which the best ones are, the key of the last of them, and how many with that key are taken."""
-        most, costs = len(budget.seconds) - 1, budget.rate * budget.seconds
-        capacity = 2 * most + 1024
-        threshold = self._threshold
+    def _search(self, packed: Candidates, costs: npt.NDArray[np.float64]) -> tuple[Found, Selection]:
+        """Nodes among which all are that pay, and which of them do; both whatever the threshold was to begin with."""
+        threshold, too_high = self._threshold, MAX_WEIGHT
+        capacity = 2 * len(costs) + 1024
         while True:
             found = find_nodes(packed, self._arrays(), self.model.parameters, threshold, capacity)
             if len(found.ends) < len(packed.roots):
-                threshold *= 4.0
-                if threshold > 0.5:
+                # Too many, and too few above a higher threshold that was tried: then there must be room for them.
+                if threshold * _STEP < too_high:
+                    threshold *= _STEP
+                else:
                     capacity *= 2
                 continue
-            keys = np.sort(found.keys)[::-1]
-            is_floor = keys >= FLOOR
-            num_floor = min(int(is_floor.sum()), most)
-            gains = np.zeros(len(keys) + 1)
-            np.cumsum(keys - FLOOR * is_floor, out=gains[1:])
-            num_found = min(len(keys), most)
-            values = gains[num_floor : num_found + 1] - costs[num_floor : num_found + 1]
-            num_taken = num_found - int(np.argmax(values[::-1]))  # the last of equals
-            if found.is_complete or threshold < NEGLIGIBLE:
+            chosen = select_nodes(found, costs, threshold)
+            if chosen.is_certain or threshold <= NEGLIGIBLE:
                 break
-            # Were all nodes below the threshold as likely as it, could more of them pay?
-            further = np.arange(num_found + 1, most + 1)
-            unseen = gains[num_found] + (further - num_found) * threshold - costs[num_found + 1 :]
-            if unseen.max(initial=-np.inf) <= values.max():
-                break
-            threshold *= _LOWER * _LOWER
-        cutoff = float(keys[num_taken - 1]) if num_taken else np.inf
-        self._threshold = max(NEGLIGIBLE, _LOWER * min(cutoff, 1.0)) if num_taken else _FIRST_THRESHOLD
-        num_equal = num_taken - int(np.count_nonzero(keys > cutoff))
-        return found, cutoff, num_equal
+            too_high = threshold
+            threshold = max(threshold / _STEP, NEGLIGIBLE)
+        last = min(chosen.cutoff, 1.0) if chosen.num_taken else _FIRST_THRESHOLD
+        self._threshold = max(NEGLIGIBLE, _BELOW_LAST * last)
+        return found, chosen
 
     def learn(self, batch: TreeBatch, committed: Sequence[Sequence[int]]) -> None:
         """Learns from the tokens that the target wrote after each root; none for a sequence of which nothing came.
@@ -136,55 +136,68 @@ class TreeBuilder:
         The histories must be as they were when the batch was built.
         """
         starts = np.zeros(len(committed) + 1, np.int64)
-        np.cumsum([len(tokens) for tokens in committed], out=starts[1:])
+        np.cumsum([len(tokens) for tokens in committed], out=starts[1:], dtype=np.int64)
         flat = np.fromiter((token for tokens in committed for token in tokens), np.int32, count=int(starts[-1]))
         learn(batch.packed, self._arrays(), self.model.parameters, self.model.squares, flat, starts)
 
     def _arrays(self) -> Histories:
-        held = self.histories
-        return self._no_histories if held is None else Histories(held.tokens, held.lens, held.links, held.heads)
+        return (self._no_histories if self.histories is None else self.histories).arrays
 
     def _warm_up(self) -> None:
         """Compiles (or loads from the cache) the kernels, so that the first round does not wait for them."""
         one = TreeCandidates(0, np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32), max_depth=1, max_nodes=1)
-        untouched = TreeBatch([], np.zeros(0), _pack([one]))
-        self.build([one], NodeBudget.of(1))
+        batch = self.build([one], NodeBudget.of(1))
         learn(
-            untouched.packed,
-            self._no_histories,
+            batch.packed,
+            self._arrays(),
             np.zeros_like(self.model.parameters),
             np.zeros_like(self.model.squares),
             np.zeros(1, np.int32),
             np.array([0, 1], np.int64),
         )
-        if self.histories is not None:
-            slot = self.histories.open()
-            self.histories.extend([slot], [[0]])
-            self.histories.close(slot)
+        slot = self._no_histories.open()
+        self._no_histories.extend([slot], [[0]])
+        self._no_histories.close(slot)
+        self._threshold = _FIRST_THRESHOLD
 
 
 def _pack(candidates: Sequence[TreeCandidates]) -> Candidates:
-    num_ranks = [c.token_ids.shape[1] if c.token_ids.size else 0 for c in candidates]
-    depths = [min(c.max_depth, len(c.token_ids)) if c.token_ids.size else 0 for c in candidates]
-    for c in candidates:
-        assert c.token_ids.shape == c.scores.shape, (c.token_ids.shape, c.scores.shape)
-        assert 0.0 < c.weight <= MAX_WEIGHT, c.weight
-        assert 0 <= c.context_class < NUM_CLASSES, c.context_class
-    offsets = np.zeros(len(candidates), np.int64)
-    np.cumsum([c.token_ids.size for c in candidates[:-1]], out=offsets[1:])
-    ids = [np.ravel(c.token_ids) for c in candidates] or [np.zeros(0, np.int32)]
-    scores = [np.ravel(c.scores) for c in candidates] or [np.zeros(0, np.float32)]
+    sizes = [c.token_ids.size for c in candidates]
+    offsets = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:], dtype=np.int64)
+    num_candidates = int(offsets[-1])
+    token_ids, scores = np.empty(num_candidates, np.int32), np.empty(num_candidates, np.float32)
+    if num_candidates:
+        np.concatenate([c.token_ids.ravel() for c in candidates], out=token_ids, casting="same_kind")
+        np.concatenate([c.scores.ravel() for c in candidates], out=scores, casting="same_kind")
+    limits = np.array(
+        [
+            (
+                c.token_ids.shape[1],
+                min(c.max_depth, len(c.token_ids)) if c.token_ids.size else 0,
+                c.min_nodes,
+                c.max_nodes,
+                c.max_width,
+                c.context_class,
+                c.history,
+                c.root_token,
+            )
+            for c in candidates
+        ],
+        np.int64,
+    ).reshape(-1, 8)
+    num_ranks, max_depths, min_nodes, max_nodes, max_widths, classes, slots, roots = np.ascontiguousarray(limits.T)
     return Candidates(
-        roots=np.array([c.root_token for c in candidates], np.int32),
-        token_ids=np.concatenate(ids).astype(np.int32, copy=False),
-        logits=logits_of(np.concatenate(scores).astype(np.float32, copy=False)),
-        offsets=offsets,
-        num_ranks=np.array(num_ranks, np.int64),
-        max_depths=np.array(depths, np.int64),
-        min_nodes=np.array([c.min_nodes for c in candidates], np.int64),
-        max_nodes=np.array([c.max_nodes for c in candidates], np.int64),
-        max_widths=np.array([c.max_width for c in candidates], np.int64),
+        roots=roots.astype(np.int32),
+        token_ids=token_ids,
+        scores=scores,
+        offsets=offsets[:-1],
+        num_ranks=num_ranks,
+        max_depths=max_depths,
+        min_nodes=min_nodes,
+        max_nodes=max_nodes,
+        max_widths=max_widths,
         weights=np.array([c.weight for c in candidates], np.float64),
-        classes=np.array([c.context_class for c in candidates], np.int64),
-        slots=np.array([c.history for c in candidates], np.int64),
+        classes=classes,
+        slots=slots,
     )

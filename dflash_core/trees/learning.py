@@ -11,6 +11,8 @@ import math
 import numpy as np
 
 from dflash_core.jit import jit
+from dflash_core.trees.matches import Histories, bigram_bucket, is_marked, longest_match
+from dflash_core.trees.packed import Candidates
 from dflash_core.trees.scoring import (
     DEPTH_BIAS,
     DEPTH_SLOPE,
@@ -21,52 +23,38 @@ from dflash_core.trees.scoring import (
     NUM_BUCKETS,
     RANK_BIAS,
     Doubles,
-    Histories,
     Ints,
     Longs,
     acceptance,
-    longest_match,
+    is_candidate,
+    logit_of,
     match_bucket,
     rank_bucket,
 )
-from dflash_core.trees.search import Candidates
 
-_MOST_RANKS = 16  # later ones are hardly ever right, and cost as much
-# Adagrad whose memory fades: some thousand observations of a parameter back, the pair may have behaved otherwise.
-_STEP, _FADING = 0.5, 0.9995
-_LOGIT_SCALE = 0.3
-_MOST_BIAS, _MOST_SLOPE = 8.0, 3.0
+MOST_RANKS = 16  # later ones are hardly ever right, and cost as much
+# Adagrad whose memory fades: some thousand steps of a parameter back, the pair may have behaved otherwise.
+STEP, FADING = 0.5, 0.9995
+LOGIT_SCALE = 0.3  # a logit is some times larger than the 1 of a bias: as a feature it is scaled down, its weight too
+MOST_BIAS, MOST_SLOPE = 8.0, 3.0
 
 
 @jit
 def _descend(
-    parameters: Doubles, squares: Doubles, kind: int, bucket: int, gradient: float, step: float, most: float
-) -> None:
-    total = squares[kind, bucket] * _FADING + gradient * gradient
-    squares[kind, bucket] = total
-    moved = parameters[kind, bucket] - step * gradient / math.sqrt(total + 1.0)
-    parameters[kind, bucket] = min(most, max(-most, moved))
-
-
-@jit
-def _observe(
-    parameters: Doubles,  # [NUM_KINDS, NUM_BUCKETS]
+    parameters: Doubles,
     squares: Doubles,
-    depth: int,
-    rank: int,
-    match: int,
-    logit: float,
-    was_right: bool,
+    group: int,
+    spine: int,
+    kind: int,
+    bucket: int,
+    gradient: float,
+    step: float,
+    most: float,
 ) -> None:
-    error = acceptance(parameters, depth, rank, match, logit) - (1.0 if was_right else 0.0)
-    depth_bucket = min(depth - 1, NUM_BUCKETS - 1)
-    _descend(parameters, squares, DEPTH_BIAS, depth_bucket, error, _STEP, _MOST_BIAS)
-    _descend(parameters, squares, RANK_BIAS, rank, error, _STEP, _MOST_BIAS)
-    _descend(parameters, squares, MATCH_BIAS, match, error, _STEP, _MOST_BIAS)
-    # A logit is some times larger than the 1 of a bias: as a feature it is scaled down, and its weight with it.
-    gradient, step = error * logit * _LOGIT_SCALE, _STEP * _LOGIT_SCALE
-    _descend(parameters, squares, DEPTH_SLOPE, depth_bucket, gradient, step, _MOST_SLOPE)
-    _descend(parameters, squares, MATCH_SLOPE, match, gradient, step, _MOST_SLOPE)
+    total = squares[group, spine, kind, bucket] * FADING + gradient * gradient
+    squares[group, spine, kind, bucket] = total
+    moved = parameters[group, spine, kind, bucket] - step * gradient / math.sqrt(total + 1.0)
+    parameters[group, spine, kind, bucket] = min(most, max(-most, moved))
 
 
 @jit
@@ -78,41 +66,74 @@ def learn(
     committed: Ints,  # tokens that the target wrote after the roots, all sequences
     starts: Longs,  # [sequences + 1]
 ) -> None:
+    """One step per depth whose token is known, along the summed gradient of its candidates."""
     tail = np.empty(LONGEST_MATCH, np.int32)
+    # Gradients of a depth's biases by bucket of rank and match, and of its slopes by bucket of match.
+    of_ranks, of_matches, of_slopes = np.zeros(NUM_BUCKETS), np.zeros(NUM_BUCKETS), np.zeros(NUM_BUCKETS)
+    token_ids, scores = candidates.token_ids, candidates.scores
     for sequence in range(len(candidates.roots)):
-        slot, ranks = candidates.slots[sequence], candidates.num_ranks[sequence]
-        is_off_spine = 0
-        group = candidates.classes[sequence]
-        num_known = min(starts[sequence + 1] - starts[sequence], candidates.max_depths[sequence])
+        group, num_ranks = candidates.classes[sequence], candidates.num_ranks[sequence]
+        slot = candidates.slots[sequence]
+        start = starts[sequence]
+        num_known = min(starts[sequence + 1] - start, candidates.max_depths[sequence])
+        spine = 0
         for depth in range(1, num_known + 1):
-            begin = candidates.offsets[sequence] + (depth - 1) * ranks
-            truth = committed[starts[sequence] + depth - 1]
-            table, sums = parameters[group, is_off_spine], squares[group, is_off_spine]
+            first = candidates.offsets[sequence] + (depth - 1) * num_ranks
+            truth = committed[start + depth - 1]
             continuation, match_len = -1, 0
             if slot >= 0:
-                num_tokens = histories.lens[slot]
+                history, num_tokens = histories.tokens[slot], histories.lens[slot]
                 for back in range(LONGEST_MATCH):
                     in_path = depth - 2 - back
                     position = num_tokens + in_path
                     if in_path >= 0:
-                        tail[back] = committed[starts[sequence] + in_path]
+                        tail[back] = committed[start + in_path]
                     else:
-                        tail[back] = histories.tokens[slot, position] if position >= 0 else -1
-                continuation, match_len = longest_match(
-                    tail, histories.tokens[slot], num_tokens, histories.links[slot], histories.heads[slot]
-                )
+                        tail[back] = history[position] if position >= 0 else -1
+                bucket = bigram_bucket(tail[1], tail[0], histories.heads.shape[1])
+                if is_marked(histories.marks[slot], bucket):
+                    continuation, match_len = longest_match(
+                        tail, history, num_tokens, histories.links[slot], histories.heads[slot]
+                    )
             missed, hit = match_bucket(match_len, False), match_bucket(match_len, True)
-            is_listed, last = False, 0.0
-            for rank in range(ranks):
-                token, logit = candidates.token_ids[begin + rank], candidates.logits[begin + rank]
-                if not logit > -np.inf:
+            tables = parameters[group]
+            is_listed, last = False, -np.inf
+            most_rank_bucket = 0
+            for rank in range(num_ranks):
+                if not is_candidate(scores[first + rank]):
                     break
-                last = logit
+                last = scores[first + rank]
+                token = token_ids[first + rank]
                 is_continuation = match_len > 0 and token == continuation
                 is_listed |= is_continuation
-                if is_continuation or rank < _MOST_RANKS:
-                    match = hit if is_continuation else missed
-                    _observe(table, sums, depth, rank_bucket(rank), match, logit, token == truth)
+                if is_continuation or rank < MOST_RANKS:
+                    match, bucket = hit if is_continuation else missed, rank_bucket(rank)
+                    logit = logit_of(last)
+                    error = acceptance(tables, spine, depth, bucket, match, logit) - (1.0 if token == truth else 0.0)
+                    of_ranks[bucket] += error
+                    of_matches[match] += error
+                    of_slopes[match] += error * logit * LOGIT_SCALE
+                    most_rank_bucket = bucket
             if match_len > 0 and not is_listed:
-                _observe(table, sums, depth, NOT_A_CANDIDATE, hit, last, continuation == truth)
-            is_off_spine |= 1 if candidates.token_ids[begin] != truth else 0
+                logit = logit_of(last)
+                error = acceptance(tables, spine, depth, NOT_A_CANDIDATE, hit, logit)
+                error -= 1.0 if continuation == truth else 0.0
+                of_ranks[NOT_A_CANDIDATE] += error
+                of_matches[hit] += error
+                of_slopes[hit] += error * logit * LOGIT_SCALE
+                most_rank_bucket = NOT_A_CANDIDATE
+            depth_bucket = min(depth - 1, NUM_BUCKETS - 1)
+            scaled = STEP * LOGIT_SCALE
+            of_depth = of_matches[missed] + (of_matches[hit] if hit != missed else 0.0)
+            of_depth_slope = of_slopes[missed] + (of_slopes[hit] if hit != missed else 0.0)
+            _descend(parameters, squares, group, spine, DEPTH_BIAS, depth_bucket, of_depth, STEP, MOST_BIAS)
+            _descend(parameters, squares, group, spine, DEPTH_SLOPE, depth_bucket, of_depth_slope, scaled, MOST_SLOPE)
+            for bucket in range(most_rank_bucket + 1):
+                _descend(parameters, squares, group, spine, RANK_BIAS, bucket, of_ranks[bucket], STEP, MOST_BIAS)
+                of_ranks[bucket] = 0.0
+            for match in range(missed, hit + 1):
+                _descend(parameters, squares, group, spine, MATCH_BIAS, match, of_matches[match], STEP, MOST_BIAS)
+                _descend(parameters, squares, group, spine, MATCH_SLOPE, match, of_slopes[match], scaled, MOST_SLOPE)
+                of_matches[match] = of_slopes[match] = 0.0
+            if num_ranks == 0 or not is_candidate(scores[first]) or token_ids[first] != truth:
+                spine = 1

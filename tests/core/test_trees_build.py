@@ -10,74 +10,110 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dflash_core.trees.build import TreeCandidates, build_trees, warm_up
+from dflash_core.trees.acceptance import AcceptanceModel
+from dflash_core.trees.build import NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
+from dflash_core.trees.histories import TokenHistories
 from dflash_core.trees.structure import check_tree
-from tests.core.tree_oracle import exhaustive_trees, rank_paths
+from tests.core.tree_cases import VOCAB, WINDOW, Case, budgets, cases, distinct_ids, log_probabilities
+from tests.core.tree_search_oracle import (
+    Node,
+    best_value,
+    exhaustive_choice,
+    possible_nodes,
+    token_paths,
+    value_of,
+)
+
+SLOW = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def log_probabilities(rng: np.random.Generator, depth: int, num_ranks: int) -> np.ndarray:
-    logits = -np.sort(-rng.normal(size=(depth, 50)) * 2, axis=1)
-    return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))[:, :num_ranks].astype(np.float32)
+def neutral(histories: TokenHistories | None = None) -> TreeBuilder:
+    return TreeBuilder(AcceptanceModel(), histories)
 
 
-def distinct_ids(rng: np.random.Generator, depth: int, num_ranks: int) -> np.ndarray:
-    return np.array([rng.permutation(100)[:num_ranks] for _ in range(depth)], dtype=np.int32).reshape(depth, num_ranks)
+def all_nodes(case: Case) -> list[list[Node]]:
+    return [
+        possible_nodes(sequence, c, case.model, tokens, 2 * WINDOW)
+        for sequence, (c, tokens) in enumerate(zip(case.candidates, case.committed, strict=True))
+    ]
 
 
-@st.composite
-def small_candidates(draw: st.DrawFn) -> TreeCandidates:
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    depth, num_ranks = draw(st.integers(0, 4)), draw(st.integers(1, 4))
-    kind = draw(st.sampled_from(["smooth", "smooth", "ties", "raw", "cut"]))
-    scores = log_probabilities(rng, depth, num_ranks)
-    if kind == "ties":  # exact in binary: sums along different paths meet
-        scores = np.round(scores)
-    if kind == "raw":  # as badly calibrated scores may be: above 0 and rising in rank
-        scores = rng.normal(size=(depth, num_ranks)).astype(np.float32)
-    if kind == "cut":
-        scores[:, num_ranks // 2 :] = -np.inf
-    return TreeCandidates(
-        root_token=int(rng.integers(100)),
-        token_ids=distinct_ids(rng, depth, num_ranks),
-        scores=scores,
-        max_depth=draw(st.integers(0, 5)),
-        max_nodes=draw(st.sampled_from([0, 1, 3, 10, 1000])),
-        max_width=draw(st.sampled_from([1, 2, 1000])),
-    )
-
-
-@given(st.lists(small_candidates(), min_size=1, max_size=4), st.integers(0, 60))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_trees_hold_the_best_nodes_of_the_whole_batch(candidates: list[TreeCandidates], total_nodes: int) -> None:
-    trees = build_trees(candidates, total_nodes)
-    expected = exhaustive_trees(candidates, total_nodes)
-    assert len(trees) == len(candidates)
-    for tree, c, best_paths in zip(trees, candidates, expected, strict=True):
-        check_tree(tree, vocab_size=100, max_rows=1001, max_depth=max(c.max_depth, 0))
+def check_sound(batch: TreeBatch, case: Case) -> None:
+    for tree, c in zip(batch.trees, case.candidates, strict=True):
+        check_tree(tree, vocab_size=VOCAB, max_rows=c.max_nodes + 1, max_depth=c.max_depth)
         assert tree.token_ids.dtype == tree.depths.dtype == np.int32
         assert tree.token_ids[0] == c.root_token
-        paths = rank_paths(tree, c)
-        assert set(paths[1:]) == best_paths
-        assert all(path[:-1] in best_paths | {()} for path in best_paths), "a node without its parent"
-        # Preorder with the likeliest child first is the lexicographic order of rank paths.
-        assert paths == sorted(paths)
+
+
+def check_choice(batch: TreeBatch, chosen: list[Node]) -> None:
+    """Nodes, their order in each tree, and what is expected of them."""
+    for sequence, tree in enumerate(batch.trees):
+        own = sorted((node for node in chosen if node.sequence == sequence), key=lambda node: node.order)
+        assert token_paths(tree) == [node.path for node in own]
+        weight = batch.packed.weights[sequence]
+        assert batch.expected_tokens[sequence] == pytest.approx(1.0 + sum(node.key for node in own) / weight, abs=1e-9)
+
+
+@given(cases(), st.integers(0, 60))
+@SLOW
+def test_trees_hold_the_best_nodes_of_the_whole_batch(case: Case, num_nodes: int) -> None:
+    batch = TreeBuilder(case.model, case.histories).build(case.candidates, NodeBudget.of(num_nodes))
+    check_sound(batch, case)
+    check_choice(batch, exhaustive_choice(all_nodes(case), case.candidates, num_nodes))
+
+
+@given(cases(), budgets())
+@SLOW
+def test_no_other_number_of_nodes_would_pay_more(case: Case, budget: NodeBudget) -> None:
+    batch = TreeBuilder(case.model, case.histories).build(case.candidates, budget)
+    check_sound(batch, case)
+    chosen = exhaustive_choice(all_nodes(case), case.candidates, len(budget.seconds) - 1)
+    num_taken = sum(tree.num_nodes for tree in batch.trees)
+    check_choice(batch, chosen[:num_taken])
+    assert value_of(chosen[:num_taken], budget) == pytest.approx(best_value(chosen, budget), abs=1e-9)
+
+
+@given(cases(), cases(), budgets(), budgets())
+@SLOW
+def test_batches_before_change_nothing(before: Case, case: Case, budget_before: NodeBudget, budget: NodeBudget) -> None:
+    builder = TreeBuilder(case.model, case.histories)
+    fresh = builder.build(case.candidates, budget)
+    builder.histories = before.histories
+    builder.build(before.candidates, budget_before)
+    builder.histories = case.histories
+    again = builder.build(case.candidates, budget)
+    for one, other in zip(fresh.trees, again.trees, strict=True):
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        assert one.depths.tolist() == other.depths.tolist()
+    assert fresh.expected_tokens.tolist() == again.expected_tokens.tolist()
+
+
+@pytest.mark.parametrize("num_nodes", [1, 8, 700, 4096])
+@pytest.mark.parametrize("peak", [0.99999, 0.6, 1 / 64])
+def test_a_search_ends_where_thresholds_find_nothing_or_everything(num_nodes: int, peak: float) -> None:
+    """All candidates alike: between one threshold and the next lie thousands of nodes or none."""
+    scores = np.full((3, 64), np.log((1.0 - peak) / 63), np.float32)
+    scores[:, 0] = np.log(peak)
+    ids = np.arange(192, dtype=np.int32).reshape(3, 64)
+    batch = [TreeCandidates(0, ids, scores, max_depth=3, max_nodes=4096, min_nodes=m) for m in [0, 0, 5] * 8]
+    trees = neutral().build(batch, NodeBudget.of(num_nodes)).trees
+    assert sum(tree.num_nodes for tree in trees) == num_nodes
 
 
 def test_the_greedy_spine_comes_first() -> None:
     rng = np.random.default_rng(0)
     c = TreeCandidates(7, distinct_ids(rng, 7, 16), log_probabilities(rng, 7, 16), max_depth=7, max_nodes=64)
-    (tree,) = build_trees([c], 64)
-    depth = int(tree.depths.max())
+    (tree,) = neutral().build([c], NodeBudget.of(64)).trees
     assert tree.num_nodes == 64
     spine = int(np.flatnonzero(np.diff(tree.depths) != 1)[0])
+    assert spine >= 1
     assert tree.token_ids[: spine + 1].tolist() == [7, *c.token_ids[:spine, 0].tolist()]
-    assert 1 <= spine <= depth
 
 
 def test_width_one_is_a_chain_of_the_first_candidates() -> None:
     rng = np.random.default_rng(1)
     c = TreeCandidates(7, distinct_ids(rng, 7, 8), log_probabilities(rng, 7, 8), max_depth=5, max_nodes=64, max_width=1)
-    (tree,) = build_trees([c], 64)
+    (tree,) = neutral().build([c], NodeBudget.of(64)).trees
     assert tree.depths.tolist() == [0, 1, 2, 3, 4, 5]
     assert tree.token_ids.tolist() == [7, *c.token_ids[:5, 0].tolist()]
 
@@ -87,29 +123,56 @@ def test_the_budget_goes_where_the_probability_is() -> None:
     ids = np.arange(12, dtype=np.int32).reshape(4, 3)
     sure = np.log(np.array([[0.98, 0.01, 0.005]] * 4, dtype=np.float32))
     doubtful = np.log(np.array([[0.4, 0.3, 0.2]] * 4, dtype=np.float32))
-    batch = [TreeCandidates(0, ids, doubtful, 4, 100), TreeCandidates(1, ids, sure, 4, 100)]
-    assert [tree.num_nodes for tree in build_trees(batch, 5)] == [1, 4]
-    batch = [TreeCandidates(0, ids, doubtful, 4, 100), TreeCandidates(1, ids, sure, 4, 2)]
-    assert [tree.num_nodes for tree in build_trees(batch, 5)] == [3, 2]
+
+    def sizes(sure_max_nodes: int, doubtful_weight: float = 1.0, sure_min_nodes: int = 0) -> list[int]:
+        batch = [
+            TreeCandidates(0, ids, doubtful, 4, 100, weight=doubtful_weight),
+            TreeCandidates(1, ids, sure, 4, sure_max_nodes, min_nodes=sure_min_nodes),
+        ]
+        return [tree.num_nodes for tree in neutral().build(batch, NodeBudget.of(5)).trees]
+
+    assert sizes(100) == [1, 4]
+    assert sizes(2) == [3, 2]
+    assert sizes(100, doubtful_weight=8.0) == [4, 1]
+    assert sizes(100, doubtful_weight=8.0, sure_min_nodes=2) == [3, 2]
 
 
-def test_equal_sequences_share_by_depth_then_rank_then_order() -> None:
-    ids = np.arange(4, dtype=np.int32).reshape(2, 2)
-    batch = [TreeCandidates(0, ids, np.zeros((2, 2), np.float32), 2, 100)] * 3
-    assert [tree.num_nodes for tree in build_trees(batch, 2)] == [1, 1, 0]
-    assert [tree.depths.tolist() for tree in build_trees(batch, 6)] == [[0, 1, 1]] * 3
+def test_nodes_that_fill_a_padded_size_are_free() -> None:
+    ids = np.arange(16, dtype=np.int32).reshape(4, 4)
+    c = TreeCandidates(0, ids, np.log(np.full((4, 4), 0.2, np.float32)), 4, 100)
+    steps = np.ceil(np.arange(33) / 8)
+    (tree,) = neutral().build([c], NodeBudget(steps, rate=0.9)).trees
+    assert tree.num_nodes == 8, "0.8 tokens at depth 1 and 0.16 at depth 2 are worth one step, 0.32 more are not"
+    (tree,) = neutral().build([c], NodeBudget(steps, rate=1.0)).trees
+    assert tree.num_nodes == 0
+
+
+def test_a_sequence_goes_on_as_it_did_before() -> None:
+    histories = TokenHistories()
+    slot = histories.open()
+    histories.extend([slot], [[5, 6, 7, 8, 5, 6]])
+    model = AcceptanceModel()
+    model.parameters[:, :, 3, 2] = 20.0  # the continuation of a match of two tokens is all but sure
+    ids, scores = np.array([[9], [9]], np.int32), np.log(np.full((2, 1), 0.5, np.float32))
+    c = TreeCandidates(6, ids, scores, max_depth=2, max_nodes=8, history=slot)
+    (tree,) = TreeBuilder(model, histories).build([c], NodeBudget.of(1)).trees
+    assert tree.token_ids.tolist() == [6, 7], "7 followed 5, 6 before; the drafter does not know it"
 
 
 def test_nothing_to_draft_leaves_the_roots() -> None:
     empty = TreeCandidates(5, np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32), max_depth=7, max_nodes=8)
-    assert build_trees([], 10) == []
-    assert [tree.token_ids.tolist() for tree in build_trees([empty, empty], 10)] == [[5], [5]]
+    builder = neutral()
+    assert builder.build([], NodeBudget.of(10)).trees == []
+    assert [tree.token_ids.tolist() for tree in builder.build([empty, empty], NodeBudget.of(10)).trees] == [[5], [5]]
+    builder.learn(builder.build([empty], NodeBudget.of(1)), [[1, 2]])
+    builder.learn(builder.build([], NodeBudget.of(1)), [])
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_a_score_that_says_nothing_ends_the_list(bad: float) -> None:
     scores = np.array([[-0.5, bad, -0.6]], dtype=np.float32)
-    (tree,) = build_trees([TreeCandidates(5, np.array([[1, 2, 3]], dtype=np.int32), scores, 1, 8)], 8)
+    c = TreeCandidates(5, np.array([[1, 2, 3]], dtype=np.int32), scores, 1, 8)
+    (tree,) = neutral().build([c], NodeBudget.of(8)).trees
     assert tree.token_ids.tolist() == [5, 1]
 
 
@@ -121,7 +184,7 @@ def test_a_full_batch_keeps_budget_and_soundness() -> None:
         )
         for s in range(64)
     ]
-    trees = build_trees(batch, 64 * 32)
+    trees = neutral().build(batch, NodeBudget.of(64 * 32)).trees
     assert sum(tree.num_nodes for tree in trees) == 64 * 32
     for tree in trees:
         check_tree(tree, vocab_size=100, max_rows=65, max_depth=15)
@@ -129,8 +192,8 @@ def test_a_full_batch_keeps_budget_and_soundness() -> None:
 
 def test_building_needs_no_torch() -> None:
     code = (
-        "import sys; import dflash_core.trees.build as b, dflash_core.trees.structure, dflash_core.trees.walk, "
-        "dflash_core.sampling.noise; b.warm_up(); sys.exit('torch' in sys.modules)"
+        "import sys; import dflash_core.trees.structure, dflash_core.trees.walk, dflash_core.sampling.noise; "
+        "from dflash_core.trees.acceptance import AcceptanceModel; from dflash_core.trees.build import TreeBuilder; "
+        "TreeBuilder(AcceptanceModel(), None); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    warm_up()

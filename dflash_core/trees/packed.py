@@ -1,0 +1,38 @@
+"""A batch as arrays: what it brings to the search for its best nodes, and what the search finds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dflash_core.trees.scoring import Doubles, Floats, Ints, Longs
+
+MAX_WEIGHT = 8.0
+FLOOR = 2 * MAX_WEIGHT  # added to the keys of nodes that a sequence gets in any case
+NEGLIGIBLE = 1e-9  # a node whose key is less than this is none
+
+
+class Candidates(NamedTuple):
+    """What a batch brings to the search: one entry per sequence, unless said otherwise."""
+
+    roots: Ints  # their tokens
+    token_ids: Ints  # all candidates of all sequences, depth by depth
+    scores: Floats  # their log-probabilities; −inf or NaN ends a depth's list
+    offsets: Longs  # where a sequence's candidates start
+    num_ranks: Longs  # K
+    max_depths: Longs
+    min_nodes: Longs
+    max_nodes: Longs
+    max_widths: Longs  # most children of a node
+    weights: Doubles  # of its tokens against those of the others, ≤ MAX_WEIGHT
+    classes: Longs  # context class
+    slots: Longs  # of its history; −1: none
+
+
+class Found(NamedTuple):
+    """Nodes without roots, sequence after sequence, each in preorder with the likeliest child first."""
+
+    tokens: Ints  # [nodes]
+    depths: Ints  # [nodes], from 1 on
+    keys: Doubles  # [nodes]: weighted probability that the node and all above it are accepted, FLOOR more where due
+    ends: Longs  # [sequences], where a sequence's nodes end
+    is_complete: bool  # nothing lies below the threshold
