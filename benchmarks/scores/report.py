@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("agg")
-
-from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
     """A column per temperature."""
     temperatures = sorted({result["temperature"] for result in results})
-    figure, axes = pyplot.subplots(2, len(temperatures), figsize=(5 * len(temperatures), 7), squeeze=False)
+    figure = Figure(figsize=(5 * len(temperatures), 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(temperatures), squeeze=False)
     for column, temperature in enumerate(temperatures):
         upper, lower = axes[0][column], axes[1][column]
         of_temperature = [result for result in results if result["temperature"] == temperature]
@@ -32,6 +31,4 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             axis.set_xscale("log", base=2)
             axis.set_xlabel("nodes per sequence")
         upper.legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -30,7 +30,7 @@ class BuildTimes:
 def build_times(
     num_sequences: int, nodes_per_sequence: int, depth: int, num_ranks: int, num_calls: int, seed: int = 0
 ) -> BuildTimes:
-    """Of random candidates, and histories where one bigram in three was there before."""
+    """Of random candidates; of the bigrams of likely ones, a third is in the sequence's history."""
     rng = np.random.default_rng(seed)
     histories = TokenHistories()
     candidates = []
@@ -39,9 +39,14 @@ def build_times(
         scores = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))[:, :num_ranks].astype(np.float32)
         ids = np.stack([rng.choice(_VOCAB, num_ranks, replace=False) for _ in range(depth)]).astype(np.int32)
         tokens = rng.integers(_VOCAB, size=_HISTORY_TOKENS)
-        for pair in range(0, _HISTORY_TOKENS - 3, 3):  # the drafter's first candidates, one after the other
-            at = int(rng.integers(depth - 1))
-            tokens[pair : pair + 2] = ids[at, rng.integers(4)], ids[at + 1, rng.integers(4)]
+        pairs = [
+            (ids[at, one], ids[at + 1, other])
+            for at in range(depth - 1)
+            for one in range(4)
+            for other in range(4)
+            if rng.random() < 1 / 3
+        ]
+        tokens[: 2 * len(pairs)] = np.ravel(pairs)
         slot = histories.open()
         histories.extend([slot], [tokens.tolist()])
         candidates.append(TreeCandidates(int(tokens[-1]), ids, scores, depth, 4 * nodes_per_sequence, history=slot))
