@@ -148,6 +148,7 @@ class DraftStage:
     def _orders(self, sequences: list[Sequence]) -> dict[DrafterLink, _Order]:
         orders: dict[DrafterLink, _Order] = {}
         ready: list[Sequence] = []
+        running = [sequence for sequence in sequences if sequence.phase is Phase.RUNNING]
         for sequence in sequences:
             self._settle_drafter(sequence)
             sequence.is_announced = True
@@ -164,7 +165,7 @@ class DraftStage:
                 sequence.skip_drafts -= 1
             elif sequence.refill_from is None:
                 ready.append(sequence)
-        for sequence in self._speculation.choose_drafted(ready, len(sequences)):
+        for sequence in self._speculation.choose_drafted(ready, running):
             assert sequence.drafter is not None, f"{sequence.key} is ready without a drafter"
             self._ask(sequence, orders.setdefault(sequence.drafter, _Order()))
         return orders

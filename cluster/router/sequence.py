@@ -51,6 +51,7 @@ class Sequence:
     draft: Draft | None = None  # for the present root
     ranking: DraftRanking = DEFAULT_RANKING  # of the draft asked for last
     gain: float | None = None  # tokens per round that its drafts bring, lately; None: nothing was seen yet
+    num_gains: int = 0  # that were seen
     history: int = -1  # its slot in the planner's histories; −1: none
     num_told: int = 0  # of its tokens, those that the history has
     refill_from: int | None = None  # first position whose feature the drafter lacks; goes with the next round

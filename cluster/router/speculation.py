@@ -1,9 +1,13 @@
 """What speculation costs and brings on one target: how many nodes a round gets, and who is drafted for.
 
-Of all numbers of nodes (and of all sets of sequences to draft for) the one is taken that maximises
-(expected tokens) − λ · (seconds of the round), λ being the tokens per second that the target writes at this load
-(ARCHITECTURE section 4). No nodes and no drafts are among the choices, so that speculation shrinks to nothing where it
-does not pay; and a little time is set aside to see whether it pays again.
+Of all sets of sequences to draft for, the one is taken by which the target writes the most tokens per second: λ. Of all
+numbers of nodes, the one that maximises (expected tokens) − λ · (seconds of the round) (ARCHITECTURE section 4). No
+drafts and no nodes are among the choices, so that speculation shrinks to nothing where it does not pay; and a little
+time is set aside to see whether it pays again.
+
+λ is that of rounds without prefill, with the sequences at hand. A moving average over all rounds would be too low where
+prompts are prefilled, though tokens cost the same prefill however they are decoded; and too high or too low for a while
+whenever the sequences change.
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ from dflash_core.trees.build import NodeBudget
 Doubles = npt.NDArray[np.float64]
 
 _GAIN_STEP = 0.15  # of the moving averages of gains
-_FIRST_GAIN = 1.0  # tokens per round that a draft is thought to bring before any was seen
-_MOST_TRIAL_S = 1.0
-_TRIAL_SHARE = 0.01  # of the time, for drafts that are not thought to pay
+_MEAN_GAIN_STEP = 0.02
+_FIRST_GAIN = 2.0  # tokens per round that a draft is thought to bring before any was seen
+# Of the time, what may be lost with drafts that are not thought to pay: it is saved up for a while, and what one trial
+# may be thought to lose is counted as some of its time at least.
+_TRIAL_SHARE, _MOST_TRIAL_S, _LEAST_TRIAL_SHARE = 0.01, 1.0, 0.1
 
 
 class Speculation:
@@ -39,8 +45,10 @@ class Speculation:
         # From a round's result to the next request: drafting, the network, the router itself.
         self.draft_times = DraftTimeModel(())  # with drafts
         self._plain_s = 1e-3  # without
-        self._rates = (RateMeter(), RateMeter())  # with one micro-batch, with two
+        self.rate = 0.0  # λ
+        self._rates = (RateMeter(), RateMeter())  # measured with one micro-batch, with two
         self._mean_gain = _FIRST_GAIN
+        self._num_gains = 0  # that were seen
         self._nodes_per_draft = 8.0
         self._mean_context = 0.0  # tokens before a root, in the last round
         self._drafted_share = 1.0  # of the running sequences
@@ -52,14 +60,8 @@ class Speculation:
         """Sequences on the target."""
         return max(1, len(self._link.sequences))
 
-    @property
-    def rate(self) -> float | None:
-        """λ at the present load."""
-        now = self.rate_with(self.num_micro_batches)
-        return self.rate_with(3 - self.num_micro_batches) if now is None else now
-
     def rate_with(self, num_micro_batches: int) -> float | None:
-        """At the present load; None where it was not seen."""
+        """Measured at the present load; None where it was not seen."""
         return self._rates[num_micro_batches - 1].rate(self._load)
 
     def advantage_of_halves(self, num_sequences: int) -> float:
@@ -90,11 +92,7 @@ class Speculation:
         most = min(most_nodes, sum(self._planner.most_nodes(entry.sequence) for entry in drafted))
         table = self.verify_times.table(fixed.num_rows + most, fixed, mean_context)
         seconds = self._cycle(table[fixed.num_rows :], self._between(len(drafted)))
-        rate = self.rate
-        if rate is None:
-            # Never seen at this load: as if everybody got a token, and what the drafts are thought to bring.
-            rate = num_roots * (1.0 + self._mean_gain) / float(seconds[min(most, num_roots)])
-        return NodeBudget(seconds, rate)
+        return NodeBudget(seconds, self.rate)
 
     def _cycle(self, verify_s: Doubles, between_s: float) -> Doubles:
         """The target's time that a round takes up: with two in flight, what lies between rounds hides behind the other
@@ -109,32 +107,35 @@ class Speculation:
 
     # --- drafts
 
-    def choose_drafted(self, ready: list[Sequence], num_sequences: int) -> list[Sequence]:
-        """Those for which a draft is worth its time; all of them when a trial is due.
+    def choose_drafted(self, ready: list[Sequence], running: list[Sequence]) -> list[Sequence]:
+        """Those for which a draft is worth its time, and now and then others, to see whether it would be.
 
         Args:
-            ready: who could be drafted for. num_sequences: of the micro-batch.
+            ready: of the running ones, who could be drafted for. running: all of the micro-batch.
         """
         wanting = [sequence for sequence in ready if self._planner.most_nodes(sequence) > 0]
-        rate = self.rate
-        if not wanting or self._settings.tree_budget is not None or rate is None:
+        if not running:
             return wanting
         wanting.sort(key=self._gain, reverse=True)
         counts = np.unique([0, len(wanting), *(1 << i for i in range(len(wanting).bit_length()))])
         counts = counts[counts <= len(wanting)]
-        gains = np.concatenate([[0.0], np.cumsum([self._gain(sequence) for sequence in wanting])])
-        seconds = np.array([self._seconds_with(num_sequences, int(count)) for count in counts])
-        best = int(np.argmax(gains[counts] - rate * (seconds - seconds[0])))
-        extra = float(seconds[-1] - seconds[best])
-        if counts[best] < len(wanting) and self._trial_s >= extra:
-            self._trial_s -= extra
+        gains = np.concatenate([[0.0], np.cumsum([self._gain(sequence) for sequence in wanting])])[counts]
+        seconds = np.array([self._seconds_with(len(running), int(count)) for count in counts])
+        rates = (sum(map(weight_of, running)) + gains) / seconds
+        best = int(np.argmax(rates))
+        self.rate = float(rates[best])
+        if self._settings.tree_budget is not None:
             return wanting
-        return wanting[: counts[best]]
+        # What trials of the others would cost: their time, less what they may be expected to bring.
+        costs = (seconds - seconds[best]) - (gains - gains[best]) / self.rate
+        affordable = best + int(np.flatnonzero(costs[best:] <= max(self._trial_s, 0.0))[-1])
+        if affordable > best:
+            self._trial_s -= max(float(costs[affordable]), _LEAST_TRIAL_SHARE * float(seconds[affordable]))
+        return wanting[: counts[affordable]]
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""
-        rate = self.rate
-        return rate is None or sum(map(self._gain, missing)) > rate * seconds
+        return sum(map(self._gain, missing)) > self.rate * seconds
 
     def _seconds_with(self, num_roots: int, num_blocks: int) -> float:
         return float(self._cycle(np.asarray(self._verify_s(num_roots, num_blocks)), self._between(num_blocks)))
@@ -185,6 +186,8 @@ class Speculation:
     def observe_draft(self, sequence: Sequence, expected_tokens: float, num_accepted: int) -> None:
         """What came of one sequence's draft: the mean of what was expected, which is less noisy, and what came."""
         gain = 0.5 * (expected_tokens - 1.0 + num_accepted)
+        self._num_gains += 1
+        self._mean_gain += max(_MEAN_GAIN_STEP, 1.0 / (self._num_gains + 1)) * (gain - self._mean_gain)
         before = self._mean_gain if sequence.gain is None else sequence.gain
-        sequence.gain = before + _GAIN_STEP * (gain - before)
-        self._mean_gain += 0.02 * (gain - self._mean_gain)
+        sequence.num_gains += 1
+        sequence.gain = before + max(_GAIN_STEP, 1.0 / (sequence.num_gains + 1)) * (gain - before)
