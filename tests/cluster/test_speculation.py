@@ -66,16 +66,19 @@ def test_drafts_that_pay_are_asked_for_and_others_are_not() -> None:
     setup = Setup(4)
     setup.run_plainly(8)
     setup.set_gains(3.0, 3.0, 3.0, 3.0)
-    assert set(setup.speculation.choose_drafted(setup.sequences, 4)) == set(setup.sequences)
+    assert set(setup.speculation.choose_drafted(setup.sequences, setup.sequences)) == set(setup.sequences)
     setup.set_gains(0.0, 0.0, 0.0, 0.0)
-    assert setup.speculation.choose_drafted(setup.sequences, 4) == []
+    assert setup.speculation.choose_drafted(setup.sequences, setup.sequences) == []
 
 
 def test_a_sequence_whose_drafts_bring_nothing_is_left_out() -> None:
     setup = Setup(4)
     setup.run_plainly(8)
     setup.set_gains(4.0, 0.0, 4.0, 0.0)
-    assert set(setup.speculation.choose_drafted(setup.sequences, 4)) == {setup.sequences[0], setup.sequences[2]}
+    assert set(setup.speculation.choose_drafted(setup.sequences, setup.sequences)) == {
+        setup.sequences[0],
+        setup.sequences[2],
+    }
 
 
 def test_what_does_not_pay_is_tried_again_for_a_small_share_of_the_time() -> None:
@@ -84,7 +87,7 @@ def test_what_does_not_pay_is_tried_again_for_a_small_share_of_the_time() -> Non
     num_trials, num_rounds = 0, 2_000
     for _ in range(num_rounds):
         setup.run_plainly(1)
-        num_trials += bool(setup.speculation.choose_drafted(setup.sequences, 4))
+        num_trials += bool(setup.speculation.choose_drafted(setup.sequences, setup.sequences))
     assert num_trials > 0
     extra_s = setup.speculation._seconds_with(4, 4) - setup.speculation._seconds_with(4, 0)
     assert num_trials * extra_s <= 0.011 * num_rounds * (setup.verify_s(4) + 1e-3) + 1.0
@@ -93,7 +96,7 @@ def test_what_does_not_pay_is_tried_again_for_a_small_share_of_the_time() -> Non
 def test_drafts_are_not_wanted_for_a_last_token() -> None:
     setup = Setup(1)
     last = setup.sequence("last", max_tokens=1)
-    assert setup.speculation.choose_drafted([last], 1) == []
+    assert setup.speculation.choose_drafted([last], [last]) == []
 
 
 def test_an_interactive_request_is_drafted_for_before_a_batch_one() -> None:
@@ -103,7 +106,7 @@ def test_an_interactive_request_is_drafted_for_before_a_batch_one() -> None:
     patient = setup.sequence("patient", latency_class=LatencyClass.BATCH)
     for gain in np.linspace(0.0, 4.0, 40):
         urgent.gain = patient.gain = float(gain)
-        drafted = setup.speculation.choose_drafted([patient, urgent], 2)
+        drafted = setup.speculation.choose_drafted([patient, urgent], [patient, urgent])
         assert drafted in ([], [urgent], [urgent, patient])
 
 
@@ -124,6 +127,7 @@ def test_waiting_pays_for_many_drafts_and_not_for_one() -> None:
     setup = Setup(32)
     setup.run_plainly()
     setup.set_gains(*[2.0] * 32)
+    setup.speculation.choose_drafted(setup.sequences, setup.sequences)
     assert setup.speculation.is_worth_waiting(setup.sequences, 0.02)
     assert not setup.speculation.is_worth_waiting(setup.sequences[:1], 0.02)
 

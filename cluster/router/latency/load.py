@@ -42,13 +42,14 @@ class RoundLoad:
 
     @classmethod
     def done(cls, request: RoundRequest, result: RoundResult) -> RoundLoad:
-        """Of what was computed: without refused rows and without tokens that the prefix cache had."""
+        """Of what was computed: without refused rows and without tokens that the prefix cache had. An outcome that says
+        nonsense counts for nothing."""
         outcomes = result.outcomes
         split = len(request.prefills)
         prefills = (
             prefill.skip(outcome.num_hit_tokens)
             for prefill, outcome in zip(request.prefills, outcomes[:split], strict=True)
-            if outcome.status is OutcomeStatus.OK
+            if outcome.status is OutcomeStatus.OK and 0 <= outcome.num_hit_tokens < _most_hits(prefill)
         )
         trees = (
             rows
@@ -56,3 +57,8 @@ class RoundLoad:
             if outcome.status is OutcomeStatus.OK
         )
         return cls.planned(prefills, trees)
+
+
+def _most_hits(prefill: Prefill) -> int:
+    """One more than a prefix cache may have of a chunk: a row at least is computed, and only a first chunk can hit."""
+    return prefill.num_known if prefill.start == 0 else 1
