@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from cluster import router as router_core
+from cluster.router.export import learned
 from cluster.transports.grpc_drafter import DrafterDialer
 from cluster.transports.grpc_options import start_server
 from cluster.transports.router_service import RouterService
@@ -79,6 +80,7 @@ class Router:
             "num_drafters": self._router.num_drafters,
             "num_running": self._router.num_running,
             "num_waiting": self._router.num_waiting,
+            "learned": learned(self._router),
             "imports_torch": "torch" in sys.modules,
         }
 

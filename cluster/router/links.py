@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from itertools import count
+from typing import Any
 
 from cluster.router.admission import fits
 from cluster.router.latency import DraftTimeModel
@@ -163,6 +164,14 @@ class DrafterLink:
     @property
     def address(self) -> str:
         return self.info.address
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "address": self.address,
+            "num_sequences": self.num_sequences,
+            "is_slow": self.is_slow,
+            "times": self.times.as_dict(),
+        }
 
     @property
     def is_slow(self) -> bool:

@@ -47,6 +47,7 @@ class Router:
         self._targets: dict[Target, TargetLink] = {}
         self._drafters: dict[Drafter, DrafterLink] = {}
         self._tasks: dict[TargetLink, asyncio.Task[None]] = {}
+        self._rounds: dict[TargetLink, TargetRounds] = {}
         self._sequences: dict[tuple[EventSink, str], Sequence] = {}
         self._waiting = WaitingQueue(self.settings.queue_ms_per_token / 1e3)
         # Ids must differ between clients, and between routers that share a drafter.
@@ -85,6 +86,15 @@ class Router:
     def num_active(self) -> int:
         return len(self._sequences)
 
+    @property
+    def rounds(self) -> list[TargetRounds]:
+        """Of each target here."""
+        return list(self._rounds.values())
+
+    @property
+    def drafters(self) -> list[DrafterLink]:
+        return list(self._drafters.values())
+
     def add_target(self, target: Target) -> None:
         """Raises `CheckpointMismatch` where the target is not the same model as those already here."""
         link = TargetLink(target, self.settings.max_running)
@@ -96,7 +106,7 @@ class Router:
         rounds = TargetRounds(link, self, self._planner, self.settings, self.timings)
         task = asyncio.create_task(rounds.run(), name=f"rounds of {link.info.model}")
         task.add_done_callback(partial(self._rounds_ended, link))
-        self._tasks[link] = task
+        self._tasks[link], self._rounds[link] = task, rounds
         if self._learned is not None and link.info.fc_fingerprint:
             self._learned.open(link.info.fingerprint)
         for sequence in self._waiting.aside:
@@ -276,6 +286,7 @@ class Router:
         link.is_lost = True
         link.wake.set()
         del self._targets[link.target]
+        del self._rounds[link]
         task = self._tasks.pop(link)
         if task is not asyncio.current_task():
             task.cancel()

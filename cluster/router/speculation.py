@@ -12,6 +12,8 @@ whenever the sequences change.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -59,6 +61,20 @@ class Speculation:
     def _load(self) -> int:
         """Sequences on the target."""
         return max(1, len(self._link.sequences))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is known of the target at present, for export; times in seconds."""
+        return {
+            "num_sequences": len(self._link.sequences),
+            "num_micro_batches": self.num_micro_batches,
+            "tokens_per_second": self.rate,
+            "tokens_per_draft": self._mean_gain,
+            "nodes_per_draft": self._nodes_per_draft,
+            "drafted_share": self._drafted_share,
+            "verify_times": self.verify_times.as_dict(),
+            "between_with_drafts": self.draft_times.as_dict(),
+            "between_without_drafts_s": self._plain_s,
+        }
 
     def rate_with(self, num_micro_batches: int) -> float | None:
         """Measured at the present load; None where it was not seen."""

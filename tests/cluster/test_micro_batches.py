@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulate.clock import run_virtually
+from cluster.router.export import learned as known
 from cluster.router.speculation import Speculation
 from cluster.router.splitting import SplitChooser
 from cluster.router.tree_planner import TreePlanner
@@ -100,8 +101,8 @@ def test_scores_are_learned_and_tokens_expected_come() -> None:
 
     async def main() -> None:
         async with make_world(5, tree_budget=8, micro_batches=1) as world:
-            world.add_target(num_blocks=400, max_rows=400, max_tree_rows=300)
-            world.add_drafter(skill=0.9)
+            world.add_target(num_blocks=400, max_rows=400, max_tree_rows=300, delay_s=0.01)
+            world.add_drafter(skill=0.9, delay_s=0.001)
             await _decode(world, 200)
             world.router.timings.reset()
             for i in range(100):
@@ -109,6 +110,10 @@ def test_scores_are_learned_and_tokens_expected_come() -> None:
             await world.client.wait(*(f"t{i}" for i in range(100)))
             timings = world.router.timings
             assert timings.expected_tokens == pytest.approx(timings.drafted_tokens, rel=0.1)
+            learned = json.loads(json.dumps(known(world.router)))
+            assert learned["expected_over_actual_tokens"] == pytest.approx(1.0, abs=0.1)
+            assert learned["targets"][0]["verify_times"]["num_observed"] > 50
+            assert learned["drafters"][0]["times"]["num_observed"] > 50
 
     run_virtually(main())
 
