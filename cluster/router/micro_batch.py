@@ -16,7 +16,7 @@ from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
 from cluster.router.timings import COMMIT, DRAFT, IDLE, LEARN, PLAN, VERIFY, RoundTimings
-from cluster.router.tree_planner import TreePlanner, weight_of
+from cluster.router.tree_planner import TreePlanner
 from dflash_core.contracts import OutcomeStatus, RoundResult
 from dflash_core.errors import DFlashError, Unavailable
 
@@ -150,7 +150,7 @@ class MicroBatch:
 
     def _observe_times(self, plan: RoundPlan, result: RoundResult, verify_s: float, cycle_s: float | None) -> None:
         tokens = sum(
-            weight_of(sequence) * (outcome.num_accepted + (outcome.bonus_token >= 0))
+            sequence.weight * (outcome.num_accepted + (outcome.bonus_token >= 0))
             for sequence, outcome in zip(plan.sequences, result.outcomes, strict=True)
             if outcome.status is OutcomeStatus.OK
         )

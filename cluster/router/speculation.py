@@ -20,7 +20,7 @@ from cluster.router.links import TargetLink
 from cluster.router.rates import RateMeter
 from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
-from cluster.router.tree_planner import Drafted, PlannedTrees, TreePlanner, weight_of
+from cluster.router.tree_planner import Drafted, PlannedTrees, TreePlanner
 from dflash_core.trees.build import NodeBudget
 
 Doubles = npt.NDArray[np.float64]
@@ -149,7 +149,7 @@ class Speculation:
     def _gain(self, sequence: Sequence) -> float:
         """Tokens per round that its drafts have brought, weighted."""
         gain = self._mean_gain if sequence.gain is None else sequence.gain
-        return weight_of(sequence) * min(gain, sequence.num_wanted - 1)
+        return sequence.weight * min(gain, sequence.num_wanted - 1)
 
     # --- learning
 
