@@ -121,7 +121,7 @@ class Speculation:
         counts = counts[counts <= len(wanting)]
         gains = np.concatenate([[0.0], np.cumsum([self._gain(sequence) for sequence in wanting])])[counts]
         seconds = np.array([self._seconds_with(len(running), int(count)) for count in counts])
-        rates = (sum(map(weight_of, running)) + gains) / seconds
+        rates = (sum([sequence.weight for sequence in running]) + gains) / seconds
         best = int(np.argmax(rates))
         self.rate = float(rates[best])
         if self._settings.tree_budget is not None:

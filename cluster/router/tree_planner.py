@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from cluster.requests import Strategy
 from cluster.router.ranking import RankingTuner
 from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
-from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, DraftTree
+from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, DraftTree, Outcome, OutcomeStatus
 from dflash_core.errors import InvalidSettings
 from dflash_core.trees.acceptance import AcceptanceModel, context_class
 from dflash_core.trees.build import NO_HISTORY, UNLIMITED_WIDTH, NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
@@ -20,11 +21,13 @@ from dflash_core.trees.structure import root_only
 # With a fixed budget, a sequence whose drafts are good may take this many times its share from those whose are not.
 _MOST_SHARES = 2
 _ANY_NUMBER = 1 << 30
+_MOST_LEARNED = 16  # sequences of a round whose outcomes are learned from
 
 
 class Drafted(NamedTuple):
     """A sequence of a round that has a draft, and what the tree was built from."""
 
+    place: int  # among the running sequences of the round
     sequence: Sequence
     draft: Draft
     ranking: DraftRanking
@@ -56,6 +59,7 @@ class TreePlanner:
         self._most_nodes, self._most_own_nodes = _limits(settings)
         self.tuner = RankingTuner()
         self._histories = TokenHistories() if settings.learns_acceptance else None
+        self._draw = random.Random(0).randrange  # a fixed seed: routers are the same from run to run
         self._builder = TreeBuilder(AcceptanceModel(), self._histories)
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,23 +95,25 @@ class TreePlanner:
     def drafted(self, sequences: Many[Sequence]) -> tuple[Drafted, ...]:
         """Those that have a draft for their root and may use it."""
         found = []
-        for sequence in sequences:
+        for place, sequence in enumerate(sequences):
             draft = sequence.draft
             if draft is not None and draft.context_len == sequence.root_position and self.most_nodes(sequence) > 0:
-                found.append(Drafted(sequence, draft, sequence.ranking))
+                found.append(Drafted(place, sequence, draft, sequence.ranking))
         return tuple(found)
 
     def build(self, sequences: Many[Sequence], drafted: tuple[Drafted, ...], budget: NodeBudget) -> PlannedTrees:
-        """One tree per sequence, with nodes for those drafted, as many as the budget says; these in the same order."""
+        """One tree per sequence, with nodes for those drafted, as many as the budget says."""
         if not drafted:
             return PlannedTrees([root_only(sequence.token_ids[-1]) for sequence in sequences])
         self._tell_histories([entry.sequence for entry in drafted])
         batch = self._builder.build(self._candidates(drafted), budget)
         if len(drafted) == len(sequences):
             return PlannedTrees(batch.trees, drafted, batch)
-        trees = {id(entry.sequence): tree for entry, tree in zip(drafted, batch.trees, strict=True)}
+        trees = {entry.place: tree for entry, tree in zip(drafted, batch.trees, strict=True)}
         return PlannedTrees(
-            [trees.get(id(sequence)) or root_only(sequence.token_ids[-1]) for sequence in sequences], drafted, batch
+            [trees.get(place) or root_only(sequence.token_ids[-1]) for place, sequence in enumerate(sequences)],
+            drafted,
+            batch,
         )
 
     def _candidates(self, drafted: Many[Drafted]) -> list[TreeCandidates]:
@@ -115,7 +121,7 @@ class TreePlanner:
         min_nodes = self._settings.min_tree_nodes
         max_width = 1 if self._settings.strategy is Strategy.CHAIN else UNLIMITED_WIDTH
         found = []
-        for sequence, draft, ranking in drafted:
+        for _, sequence, draft, ranking in drafted:
             max_nodes = self.most_nodes(sequence)
             found.append(
                 TreeCandidates(
@@ -133,17 +139,25 @@ class TreePlanner:
             )
         return found
 
-    def learn(self, planned: PlannedTrees, written: Many[Many[int]]) -> None:
-        """`written`: of each sequence drafted, what the target wrote after its root; nothing where it wrote nothing.
+    def learn(self, planned: PlannedTrees, outcomes: Many[Outcome]) -> None:
+        """`outcomes`: of the trees. To be called before the next trees of these sequences are built.
 
-        To be called before the next trees of these sequences are built.
+        Of a large round some sequences are enough, drawn anew each time: what a round teaches, and what that costs,
+        need not grow with the load.
         """
         if planned.batch is None or not self._settings.learns_acceptance:
             return
+        drafted = planned.drafted
+        written: list[list[int]] = [[] for _ in drafted]
+        first = self._draw(len(drafted))
+        for turn in range(first, first + min(len(drafted), _MOST_LEARNED)):
+            index = turn % len(drafted)
+            _, sequence, draft, ranking = drafted[index]
+            outcome = outcomes[drafted[index].place]
+            if outcome.status is OutcomeStatus.OK:
+                written[index] = tokens = [*outcome.token_ids.tolist(), outcome.bonus_token]
+                self.tuner.observe(sequence.request.sampling, ranking, draft.token_ids, tokens)
         self._builder.learn(planned.batch, written)
-        for entry, tokens in zip(planned.drafted, written, strict=True):
-            if tokens:
-                self.tuner.observe(entry.sequence.request.sampling, entry.ranking, entry.draft.token_ids, tokens)
 
     def forget(self, sequence: Sequence) -> None:
         """Of a sequence that has ended."""
