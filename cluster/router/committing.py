@@ -44,7 +44,10 @@ class EventBatch:
         self._events: dict[int, tuple[EventSink, list[TokenEvent]]] = {}
 
     def add(self, sink: EventSink, event: TokenEvent) -> None:
-        self._events.setdefault(id(sink), (sink, []))[1].append(event)
+        entry = self._events.get(id(sink))
+        if entry is None:
+            entry = self._events[id(sink)] = (sink, [])
+        entry[1].append(event)
 
     def send(self) -> None:
         for sink, events in self._events.values():
@@ -85,38 +88,38 @@ def commit_round(
     _preempt(link, result, keeper, timings)
     pieces: tuple[Prefill | TreeRows, ...] = (*plan.request.prefills, *plan.request.trees)
     events = EventBatch()
-    timings.rounds += 1
+    tree_sequences = tree_nodes = output_tokens = 0
     for sequence, piece, outcome in zip(plan.sequences, pieces, result.outcomes, strict=True):
         if sequence.phase is Phase.DONE or sequence.key != outcome.key:
             continue  # cancelled, or sent elsewhere, while the round ran
         if outcome.status is not OutcomeStatus.OK:
             _not_ok(sequence, outcome, keeper)
             continue
-        num_nodes = 0 if isinstance(piece, Prefill) else piece.tree.num_nodes
         if isinstance(piece, Prefill):
+            num_nodes = 0
             chosen = _commit_prefill(sequence, piece, outcome, keeper, timings)
         else:
-            timings.tree_sequences += 1
-            timings.tree_nodes += num_nodes
-            chosen = _commit_tree(sequence, piece, outcome, keeper)
+            num_nodes = len(piece.tree.token_ids) - 1
+            tree_sequences += 1
+            tree_nodes += num_nodes
+            chosen = _commit_tree(sequence, piece, outcome, num_nodes, keeper)
         if not chosen:
             continue
         cached_tokens = sequence.cached_tokens if sequence.first_token_at is None else 0
         kept, finish = sequence.append(chosen, now)
-        timings.output_tokens += len(kept)
-        token_ids = np.asarray(kept, dtype=np.int32)
-        statistics = sequence.statistics(now) if finish is not None else None
-        event = TokenEvent(
-            sequence.request.sequence_id,
-            token_ids,
-            finish,
-            statistics,
-            num_tree_nodes=num_nodes,
-            cached_tokens=cached_tokens,
+        output_tokens += len(kept)
+        statistics = None if finish is None else sequence.statistics(now)
+        token_ids = np.array(kept, np.int32)
+        events.add(
+            sequence.sink,
+            TokenEvent(sequence.request.sequence_id, token_ids, finish, statistics, None, num_nodes, cached_tokens),
         )
-        events.add(sequence.sink, event)
         if finish is not None:
             keeper.finish(sequence)
+    timings.rounds += 1
+    timings.tree_sequences += tree_sequences
+    timings.tree_nodes += tree_nodes
+    timings.output_tokens += output_tokens
     events.send()
     link.recount_all(plan.sequences)
     keeper.place_waiting()
@@ -161,20 +164,24 @@ def _commit_prefill(
     return [outcome.bonus_token]
 
 
-def _commit_tree(sequence: Sequence, piece: TreeRows, outcome: Outcome, keeper: SequenceKeeper) -> list[int]:
-    expected = piece.root_position + outcome.num_accepted + 1
+def _commit_tree(
+    sequence: Sequence, piece: TreeRows, outcome: Outcome, num_nodes: int, keeper: SequenceKeeper
+) -> list[int]:
+    accepted: list[int] = outcome.token_ids.tolist()
+    expected = piece.root_position + len(accepted) + 1
     if outcome.cached_len != expected or outcome.bonus_token < 0:
         keeper.prefill_again(
             sequence,
-            f"root at {piece.root_position}, {outcome.num_accepted} accepted: expected cached_len {expected} and a "
+            f"root at {piece.root_position}, {len(accepted)} accepted: expected cached_len {expected} and a "
             f"token, got {outcome.cached_len} and {outcome.bonus_token}",
         )
         return []
     sequence.rounds += 1
-    sequence.tree_nodes += piece.tree.num_nodes
-    sequence.accepted_tokens += outcome.num_accepted
-    sequence.cached_len = outcome.cached_len
-    return [*outcome.token_ids.tolist(), outcome.bonus_token]
+    sequence.tree_nodes += num_nodes
+    sequence.accepted_tokens += len(accepted)
+    sequence.cached_len = expected
+    accepted.append(outcome.bonus_token)
+    return accepted
 
 
 def _not_ok(sequence: Sequence, outcome: Outcome, keeper: SequenceKeeper) -> None:

@@ -16,7 +16,7 @@ from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
 from cluster.router.timings import COMMIT, DRAFT, IDLE, LEARN, PLAN, VERIFY, RoundTimings
-from cluster.router.tree_planner import TreePlanner, weight_of
+from cluster.router.tree_planner import TreePlanner
 from dflash_core.contracts import OutcomeStatus, RoundResult
 from dflash_core.errors import DFlashError, Unavailable
 
@@ -149,13 +149,13 @@ class MicroBatch:
         return None
 
     def _observe_times(self, plan: RoundPlan, result: RoundResult, verify_s: float, cycle_s: float | None) -> None:
-        tokens = sum(
-            weight_of(sequence) * (outcome.num_accepted + (outcome.bonus_token >= 0))
+        tokens = [
+            sequence.weight * (len(outcome.token_ids) + (outcome.bonus_token >= 0))
             for sequence, outcome in zip(plan.sequences, result.outcomes, strict=True)
             if outcome.status is OutcomeStatus.OK
-        )
+        ]
         load = RoundLoad.done(plan.request, result)
-        self._speculation.observe_round(load, plan.planned, verify_s, cycle_s, tokens)
+        self._speculation.observe_round(load, plan.planned, verify_s, cycle_s, sum(tokens))
 
     def _learn(self, plan: RoundPlan, result: RoundResult) -> None:
         """From what the target wrote after each root that had a draft."""
@@ -163,20 +163,15 @@ class MicroBatch:
         if planned.batch is None:
             return
         with self._timings.stage(LEARN):
-            num_prefills = len(plan.request.prefills)
-            outcomes = {
-                id(sequence): outcome
-                for sequence, outcome in zip(plan.sequences[num_prefills:], result.outcomes[num_prefills:], strict=True)
-                if outcome.status is OutcomeStatus.OK
-            }
-            written: list[list[int]] = []
+            outcomes = result.outcomes[len(plan.request.prefills) :]
+            expected_tokens, drafted_tokens = 0.0, 0
             for entry, expected in zip(planned.drafted, planned.batch.expected_tokens.tolist(), strict=True):
-                outcome = outcomes.get(id(entry.sequence))
-                if outcome is None:
-                    written.append([])
-                    continue
-                written.append([*outcome.token_ids.tolist(), outcome.bonus_token])
-                self._speculation.observe_draft(entry.sequence, expected, outcome.num_accepted)
-                self._timings.expected_tokens += expected
-                self._timings.drafted_tokens += outcome.num_accepted + 1
-            self._planner.learn(planned, written)
+                outcome = outcomes[entry.place]
+                if outcome.status is OutcomeStatus.OK:
+                    num_accepted = len(outcome.token_ids)
+                    self._speculation.observe_draft(entry.sequence, expected, num_accepted)
+                    expected_tokens += expected
+                    drafted_tokens += num_accepted + 1
+            self._timings.expected_tokens += expected_tokens
+            self._timings.drafted_tokens += drafted_tokens
+            self._planner.learn(planned, outcomes)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics
+from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics, LatencyClass
 from cluster.router.prefixes import PREFIX_BLOCK_TOKENS, extend_hashes
 from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, SequenceKey, TokenIds
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 FIRST_ATTEMPT = 1
+# What a token of a request counts against the others' when nodes are given out.
+_WEIGHTS = {LatencyClass.INTERACTIVE: 2.0, LatencyClass.STANDARD: 1.0, LatencyClass.BATCH: 0.5}
 
 
 class Phase(Enum):
@@ -32,7 +34,8 @@ class Phase(Enum):
 class Sequence:
     """`token_ids` are all committed tokens: prompt, tokens received before a resubmission, tokens of this router.
 
-    The root is the last of them; while the sequence runs, `cached_len` is one less than their number.
+    The root is the last of them; while the sequence runs, `cached_len` is one less than their number. What is read
+    several times in every round is kept beside them, and changes in `append` alone.
     """
 
     request: GenerationRequest
@@ -72,11 +75,17 @@ class Sequence:
     num_claimed_blocks: int = 0  # these three are its target's, which sums them up; 0 while there is none
     num_uncached_tokens: int = 0
     num_expected_tokens: int = 0  # of its prefix, those that its target is thought to have cached
+    num_wanted: int = field(init=False)  # tokens that are still to be written
+    root_position: int = field(init=False)
+    weight: float = field(init=False)
     stop_ids: frozenset[int] = field(init=False)
     num_total: int = field(init=False)  # tokens it can reach: what must fit a target that it goes to
     prefix_hashes: list[int] = field(init=False)  # of its whole blocks of `PREFIX_BLOCK_TOKENS`
 
     def __post_init__(self) -> None:
+        self.num_wanted = self.request.max_tokens - self.num_output
+        self.root_position = len(self.token_ids) - 1
+        self.weight = _WEIGHTS[self.request.latency_class]
         self.stop_ids = frozenset(self.request.stop_token_ids)
         self.num_total = self.request.num_prompt_tokens + self.request.max_tokens
         self.prefix_hashes = []
@@ -97,14 +106,6 @@ class Sequence:
     def num_output(self) -> int:
         return len(self.token_ids) - self.request.num_prompt_tokens
 
-    @property
-    def num_wanted(self) -> int:
-        return self.request.max_tokens - self.num_output
-
-    @property
-    def root_position(self) -> int:
-        return len(self.token_ids) - 1
-
     def tokens_between(self, start: int, end: int) -> TokenIds:
         return np.asarray(self.token_ids[start:end], dtype=np.int32)
 
@@ -118,6 +119,8 @@ class Sequence:
                     kept, finish = kept[: index + 1], FinishReason.STOP
                     break
         self.token_ids.extend(kept)
+        self.num_wanted -= len(kept)
+        self.root_position += len(kept)
         if self.first_token_at is None:
             self.first_token_at = now
         self.last_token_at = now

@@ -22,7 +22,7 @@ from cluster.router.links import TargetLink
 from cluster.router.rates import RateMeter
 from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
-from cluster.router.tree_planner import Drafted, PlannedTrees, TreePlanner, weight_of
+from cluster.router.tree_planner import Drafted, PlannedTrees, TreePlanner
 from dflash_core.trees.build import NodeBudget
 
 Doubles = npt.NDArray[np.float64]
@@ -137,7 +137,7 @@ class Speculation:
         counts = counts[counts <= len(wanting)]
         gains = np.concatenate([[0.0], np.cumsum([self._gain(sequence) for sequence in wanting])])[counts]
         seconds = np.array([self._seconds_with(len(running), int(count)) for count in counts])
-        rates = (sum(map(weight_of, running)) + gains) / seconds
+        rates = (sum([sequence.weight for sequence in running]) + gains) / seconds
         best = int(np.argmax(rates))
         self.rate = float(rates[best])
         if self._settings.tree_budget is not None:
@@ -165,7 +165,7 @@ class Speculation:
     def _gain(self, sequence: Sequence) -> float:
         """Tokens per round that its drafts have brought, weighted."""
         gain = self._mean_gain if sequence.gain is None else sequence.gain
-        return weight_of(sequence) * min(gain, sequence.num_wanted - 1)
+        return sequence.weight * min(gain, sequence.num_wanted - 1)
 
     # --- learning
 

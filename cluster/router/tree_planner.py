@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from cluster.requests import LatencyClass, Strategy
+from cluster.requests import Strategy
 from cluster.router.ranking import RankingTuner
 from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
-from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, DraftTree
+from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, DraftTree, Outcome, OutcomeStatus
 from dflash_core.errors import InvalidSettings
 from dflash_core.trees.acceptance import AcceptanceModel, context_class
 from dflash_core.trees.build import NO_HISTORY, UNLIMITED_WIDTH, NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
@@ -19,14 +20,14 @@ from dflash_core.trees.structure import root_only
 
 # With a fixed budget, a sequence whose drafts are good may take this many times its share from those whose are not.
 _MOST_SHARES = 2
-# What a token of a request counts against the others' when nodes are given out.
-_WEIGHTS = {LatencyClass.INTERACTIVE: 2.0, LatencyClass.STANDARD: 1.0, LatencyClass.BATCH: 0.5}
+_ANY_NUMBER = 1 << 30
+_MOST_LEARNED = 16  # sequences of a round whose outcomes are learned from
 
 
-@dataclass(frozen=True, slots=True)
-class Drafted:
+class Drafted(NamedTuple):
     """A sequence of a round that has a draft, and what the tree was built from."""
 
+    place: int  # among the running sequences of the round
     sequence: Sequence
     draft: Draft
     ranking: DraftRanking
@@ -41,8 +42,13 @@ class PlannedTrees:
     batch: TreeBatch | None = None  # of those drafted
 
 
-def weight_of(sequence: Sequence) -> float:
-    return _WEIGHTS[sequence.request.latency_class]
+def _limits(settings: RouterSettings) -> tuple[int, int]:
+    """The most nodes of a tree: of a request that names no budget, and of one that does."""
+    if settings.strategy is Strategy.NONE:
+        return 0, 0
+    if settings.tree_budget is None:
+        return settings.max_tree_nodes, settings.max_tree_nodes
+    return settings.tree_budget * _MOST_SHARES, _ANY_NUMBER
 
 
 class TreePlanner:
@@ -50,8 +56,10 @@ class TreePlanner:
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
+        self._most_nodes, self._most_own_nodes = _limits(settings)
         self.tuner = RankingTuner()
         self._histories = TokenHistories() if settings.learns_acceptance else None
+        self._draw = random.Random(0).randrange  # a fixed seed: routers are the same from run to run
         self._builder = TreeBuilder(AcceptanceModel(), self._histories)
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,12 +75,10 @@ class TreePlanner:
 
     def most_nodes(self, sequence: Sequence) -> int:
         """The largest tree that it may get."""
-        settings, own = self._settings, sequence.request.tree_budget
-        if settings.strategy is Strategy.NONE or sequence.num_wanted <= 1:
+        if sequence.num_wanted <= 1:
             return 0
-        if settings.tree_budget is None:
-            return settings.max_tree_nodes if own is None else min(own, settings.max_tree_nodes)
-        return settings.tree_budget * _MOST_SHARES if own is None else own
+        own = sequence.request.tree_budget
+        return self._most_nodes if own is None else min(own, self._most_own_nodes)
 
     def share(self, sequence: Sequence) -> int:
         """Of a fixed budget: the nodes that it adds to the pool."""
@@ -89,10 +95,10 @@ class TreePlanner:
     def drafted(self, sequences: Many[Sequence]) -> tuple[Drafted, ...]:
         """Those that have a draft for their root and may use it."""
         found = []
-        for sequence in sequences:
+        for place, sequence in enumerate(sequences):
             draft = sequence.draft
             if draft is not None and draft.context_len == sequence.root_position and self.most_nodes(sequence) > 0:
-                found.append(Drafted(sequence, draft, sequence.ranking))
+                found.append(Drafted(place, sequence, draft, sequence.ranking))
         return tuple(found)
 
     def build(self, sequences: Many[Sequence], drafted: tuple[Drafted, ...], budget: NodeBudget) -> PlannedTrees:
@@ -100,39 +106,58 @@ class TreePlanner:
         if not drafted:
             return PlannedTrees([root_only(sequence.token_ids[-1]) for sequence in sequences])
         self._tell_histories([entry.sequence for entry in drafted])
-        batch = self._builder.build([self._candidates(entry) for entry in drafted], budget)
-        trees = {id(entry.sequence): tree for entry, tree in zip(drafted, batch.trees, strict=True)}
+        batch = self._builder.build(self._candidates(drafted), budget)
+        if len(drafted) == len(sequences):
+            return PlannedTrees(batch.trees, drafted, batch)
+        trees = {entry.place: tree for entry, tree in zip(drafted, batch.trees, strict=True)}
         return PlannedTrees(
-            [trees.get(id(sequence)) or root_only(sequence.token_ids[-1]) for sequence in sequences], drafted, batch
+            [trees.get(place) or root_only(sequence.token_ids[-1]) for place, sequence in enumerate(sequences)],
+            drafted,
+            batch,
         )
 
-    def _candidates(self, entry: Drafted) -> TreeCandidates:
-        sequence, draft = entry.sequence, entry.draft
-        most_nodes = self.most_nodes(sequence)
-        return TreeCandidates(
-            root_token=sequence.token_ids[-1],
-            token_ids=draft.token_ids,
-            scores=draft.scores,
-            max_depth=min(sequence.num_wanted - 1, len(draft.token_ids)),
-            max_nodes=most_nodes,
-            min_nodes=min(self._settings.min_tree_nodes, most_nodes),
-            max_width=1 if self._settings.strategy is Strategy.CHAIN else UNLIMITED_WIDTH,
-            weight=weight_of(sequence),
-            context_class=context_class(sequence.request.sampling, entry.ranking),
-            history=sequence.history,
-        )
+    def _candidates(self, drafted: Many[Drafted]) -> list[TreeCandidates]:
+        """By position, since names take longer: once a round and sequence."""
+        min_nodes = self._settings.min_tree_nodes
+        max_width = 1 if self._settings.strategy is Strategy.CHAIN else UNLIMITED_WIDTH
+        found = []
+        for _, sequence, draft, ranking in drafted:
+            max_nodes = self.most_nodes(sequence)
+            found.append(
+                TreeCandidates(
+                    sequence.token_ids[-1],
+                    draft.token_ids,
+                    draft.scores,
+                    sequence.num_wanted - 1,
+                    max_nodes,
+                    min_nodes if min_nodes < max_nodes else max_nodes,
+                    max_width,
+                    sequence.weight,
+                    context_class(sequence.request.sampling, ranking),
+                    sequence.history,
+                )
+            )
+        return found
 
-    def learn(self, planned: PlannedTrees, written: Many[Many[int]]) -> None:
-        """`written`: of each sequence drafted, what the target wrote after its root; nothing where it wrote nothing.
+    def learn(self, planned: PlannedTrees, outcomes: Many[Outcome]) -> None:
+        """`outcomes`: of the trees. To be called before the next trees of these sequences are built.
 
-        To be called before the next trees of these sequences are built.
+        Of a large round some sequences are enough, drawn anew each time: what a round teaches, and what that costs,
+        need not grow with the load.
         """
         if planned.batch is None or not self._settings.learns_acceptance:
             return
+        drafted = planned.drafted
+        written: list[list[int]] = [[] for _ in drafted]
+        first = self._draw(len(drafted))
+        for turn in range(first, first + min(len(drafted), _MOST_LEARNED)):
+            index = turn % len(drafted)
+            _, sequence, draft, ranking = drafted[index]
+            outcome = outcomes[drafted[index].place]
+            if outcome.status is OutcomeStatus.OK:
+                written[index] = tokens = [*outcome.token_ids.tolist(), outcome.bonus_token]
+                self.tuner.observe(sequence.request.sampling, ranking, draft.token_ids, tokens)
         self._builder.learn(planned.batch, written)
-        for entry, tokens in zip(planned.drafted, written, strict=True):
-            if tokens:
-                self.tuner.observe(entry.sequence.request.sampling, entry.ranking, entry.draft.token_ids, list(tokens))
 
     def forget(self, sequence: Sequence) -> None:
         """Of a sequence that has ended."""
@@ -143,12 +168,11 @@ class TreePlanner:
     def _tell_histories(self, sequences: list[Sequence]) -> None:
         if self._histories is None:
             return
+        slots, untold = [], []
         for sequence in sequences:
             if sequence.history == NO_HISTORY:
                 sequence.history, sequence.num_told = self._histories.open(), 0
-        self._histories.extend(
-            [sequence.history for sequence in sequences],
-            [sequence.token_ids[sequence.num_told :] for sequence in sequences],
-        )
-        for sequence in sequences:
+            slots.append(sequence.history)
+            untold.append(sequence.token_ids[sequence.num_told :])
             sequence.num_told = len(sequence.token_ids)
+        self._histories.extend(slots, untold)

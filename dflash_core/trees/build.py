@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +35,7 @@ _BELOW_LAST = 0.7
 _STEP = 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class TreeCandidates:
+class TreeCandidates(NamedTuple):
     """What one sequence brings to a round: its root, and the drafter's candidates per depth, best first.
 
     Scores are log-probabilities; one of −inf (or NaN) ends its depth's list.
@@ -50,12 +51,6 @@ class TreeCandidates:
     weight: float = 1.0  # of its tokens against those of the others
     context_class: int = 0  # `acceptance.context_class`
     history: int = NO_HISTORY  # its slot in the histories; the last token there is the root
-
-    def __post_init__(self) -> None:
-        assert self.token_ids.shape == self.scores.shape, (self.token_ids.shape, self.scores.shape)
-        assert min(self.max_depth, self.max_nodes, self.min_nodes, self.max_width) >= 0, self
-        assert 0.0 < self.weight <= MAX_WEIGHT, self.weight
-        assert 0 <= self.context_class < NUM_CLASSES, self.context_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +132,7 @@ class TreeBuilder:
         """
         starts = np.zeros(len(committed) + 1, np.int64)
         np.cumsum([len(tokens) for tokens in committed], out=starts[1:], dtype=np.int64)
-        flat = np.fromiter((token for tokens in committed for token in tokens), np.int32, count=int(starts[-1]))
+        flat = np.fromiter(chain.from_iterable(committed), np.int32, count=int(starts[-1]))
         learn(batch.packed, self._arrays(), self.model.parameters, self.model.squares, flat, starts)
 
     def _arrays(self) -> Histories:
@@ -162,42 +157,42 @@ class TreeBuilder:
 
 
 def _pack(candidates: Sequence[TreeCandidates]) -> Candidates:
-    sizes = [c.token_ids.size for c in candidates]
-    offsets = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(sizes, out=offsets[1:], dtype=np.int64)
-    num_candidates = int(offsets[-1])
-    token_ids, scores = np.empty(num_candidates, np.int32), np.empty(num_candidates, np.float32)
-    if num_candidates:
-        np.concatenate([c.token_ids.ravel() for c in candidates], out=token_ids, casting="same_kind")
-        np.concatenate([c.scores.ravel() for c in candidates], out=scores, casting="same_kind")
-    limits = np.array(
-        [
-            (
-                c.token_ids.shape[1],
-                min(c.max_depth, len(c.token_ids)) if c.token_ids.size else 0,
-                c.min_nodes,
-                c.max_nodes,
-                c.max_width,
-                c.context_class,
-                c.history,
-                c.root_token,
-            )
-            for c in candidates
-        ],
-        np.int64,
-    ).reshape(-1, 8)
-    num_ranks, max_depths, min_nodes, max_nodes, max_widths, classes, slots, roots = np.ascontiguousarray(limits.T)
-    return Candidates(
-        roots=roots.astype(np.int32),
-        token_ids=token_ids,
-        scores=scores,
-        offsets=offsets[:-1],
-        num_ranks=num_ranks,
-        max_depths=max_depths,
-        min_nodes=min_nodes,
-        max_nodes=max_nodes,
-        max_widths=max_widths,
-        weights=np.array([c.weight for c in candidates], np.float64),
-        classes=classes,
-        slots=slots,
+    """Checked as columns: a batch has hundreds of sequences in every round."""
+    if not candidates:
+        return _nobody()
+    columns = tuple(zip(*candidates, strict=True))
+    roots, token_ids, scores, max_depths, max_nodes, min_nodes, max_widths, weights, classes, slots = columns
+    shapes = [of_sequence.shape for of_sequence in token_ids]
+    assert shapes == [of_sequence.shape for of_sequence in scores], (shapes, [s.shape for s in scores])
+    depths, num_ranks = np.array(shapes, np.int64).T
+    sizes = depths * num_ranks
+    packed = Candidates(
+        roots=np.array(roots, np.int32),
+        token_ids=_joined(token_ids, np.int32),
+        scores=_joined(scores, np.float32),
+        offsets=np.cumsum(sizes) - sizes,
+        num_ranks=np.ascontiguousarray(num_ranks),
+        max_depths=np.minimum(np.array(max_depths, np.int64), np.where(num_ranks, depths, 0)),
+        min_nodes=np.array(min_nodes, np.int64),
+        max_nodes=np.array(max_nodes, np.int64),
+        max_widths=np.array(max_widths, np.int64),
+        weights=np.array(weights, np.float64),
+        classes=np.array(classes, np.int64),
+        slots=np.array(slots, np.int64),
     )
+    limits = (packed.max_depths, packed.min_nodes, packed.max_nodes, packed.max_widths)
+    assert min(int(limit.min()) for limit in limits) >= 0, limits
+    assert 0.0 < packed.weights.min() <= packed.weights.max() <= MAX_WEIGHT, packed.weights
+    assert 0 <= packed.classes.min() <= packed.classes.max() < NUM_CLASSES, packed.classes
+    return packed
+
+
+def _nobody() -> Candidates:
+    ints, longs = np.empty(0, np.int32), np.empty(0, np.int64)
+    floats, doubles = np.empty(0, np.float32), np.empty(0, np.float64)
+    return Candidates(ints, ints, floats, longs, longs, longs, longs, longs, longs, doubles, longs, longs)
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """All of their entries, one array after the other."""
+    return np.concatenate([array.ravel() for array in arrays], dtype=dtype, casting="same_kind")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class TokenHistories:
         """Appends to each slot the tokens committed since it was last told of any. The slots must be distinct."""
         starts = np.zeros(len(slots) + 1, np.int64)
         np.cumsum([len(tokens) for tokens in new_tokens], out=starts[1:], dtype=np.int64)
-        flat = np.fromiter((token for tokens in new_tokens for token in tokens), np.int32, count=int(starts[-1]))
+        flat = np.fromiter(chain.from_iterable(new_tokens), np.int32, count=int(starts[-1]))
         _extend(np.array(slots, np.int64), flat, starts, self.arrays)
 
     def _grow(self) -> None:

@@ -47,7 +47,7 @@ class DraftTimeModel:
             self._num_expected -= 1
 
     def seconds(self, num_blocks: int) -> float:
-        return float(self._estimator.curve(num_blocks)[num_blocks])
+        return self._estimator.seconds(num_blocks)
 
     def quantile(self, num_blocks: int, share: float) -> float:
         """Seconds within which such a share of drafts of so many blocks is there, 0 < share < 1."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from cluster.router.latency.ladder import Ladder, Places
 from cluster.router.latency.monotone import non_decreasing
 from cluster.router.latency.robust_filter import RobustFilter
+from dflash_core.jit import jit
 
 Floats = npt.NDArray[np.float64]
 
@@ -76,7 +77,10 @@ class LatencyEstimator:
         self._filter = RobustFilter(mean, self._covariance(spread.speed, spread.shape, costs_spread))
         self._change = self._covariance(_CHANGE_SPEED, _CHANGE_SHAPE, costs_spread)
         self._places = ladder.places(1)
-        self._curve = self._times(1)  # [n] of sizes 0 … n − 1, nothing on top
+        # By the state as it is, made when they are read: many steps are observed whose curve nobody asks for.
+        self._knot_times: Floats | None = None
+        self._curve: Floats | None = None  # [n] of sizes 0 … n − 1, nothing on top
+        self._warm_up()
 
     @property
     def num_observed(self) -> int:
@@ -103,48 +107,48 @@ class LatencyEstimator:
         return learned
 
     def knot_times(self) -> Floats:
-        """`[num_knots]` seconds of steps of the knots' sizes, nothing on top; they do not fall."""
-        certain = 1.0 / np.diagonal(self._filter.covariance)[self._shape]
-        log_times = non_decreasing(self._log_seed + self._filter.mean[self._shape], certain)
-        found: Floats = np.exp(self._filter.mean[0] + log_times)
-        return found
+        """`[num_knots]` seconds of steps of the knots' sizes, nothing on top; they do not fall. Read only."""
+        if self._knot_times is None:
+            log_times = self._log_seed + self._filter.mean[self._shape]
+            certain = 1.0 / self._filter.covariance.diagonal()[self._shape]
+            self._knot_times = np.exp(self._filter.mean[0] + non_decreasing(log_times, certain))
+        return self._knot_times
 
     def curve(self, largest: int) -> Floats:
         """`[n]` seconds of steps of 0, 1, … at least `largest`, nothing on top; read only."""
-        if len(self._curve) <= largest:
-            self._curve = self._times(largest + 1)
+        if self._curve is None or len(self._curve) <= largest:
+            self._curve = self._places_with(largest).times(self.knot_times(), largest + 1)
         return self._curve
+
+    def seconds(self, size: int) -> float:
+        """Of a step of this size, nothing on top."""
+        if self._curve is not None and len(self._curve) > size:
+            return float(self._curve[size])
+        left, weight, scale = self._place(size)
+        low, high = self.knot_times()[left : left + 2].tolist()
+        return float((low + weight * (high - low)) * scale)
 
     def observe(self, size: int, quantities: Floats, seconds: float) -> None:
         """A step of `size` with `quantities [num_costs]` took `seconds`."""
         state = self._filter.mean
-        row = self._parts(size, quantities)
-        of_curve, of_costs = row[self._shape], row[self._costs]
-        expected = float(of_curve.sum() + of_costs @ state[self._costs])
-        row /= expected
-        row[0] = 1.0
+        left, weight, scale = self._place(size)
+        row, expected = _linearised(self._log_seed, state, left, weight, scale, self._units * quantities)
         deviation = math.log(max(seconds, _LEAST_SECONDS) / expected) - state[0]
-        np.fill_diagonal(
-            self._change[self._costs, self._costs],
-            (_CHANGE_COST * np.maximum(state[self._costs], self._expected)) ** 2,
-        )
+        _set_change_of_costs(self._change, state, self._expected)
         self._filter.observe(row, deviation, self._change)
         np.maximum(state[self._costs], 0.0, out=state[self._costs])
-        self._curve = self._times(len(self._curve))  # here, so that reading it costs nothing
+        self._knot_times = self._curve = None
 
-    def _parts(self, size: int, quantities: Floats) -> Floats:
-        """`[state]` what each knot adds to the time, and each cost were its state 1; the speed left out."""
+    def _warm_up(self) -> None:
+        """Compiles (or loads from the cache) the kernels, so that the first round does not wait for them."""
+        self.knot_times()
+        row, _ = _linearised(self._log_seed, self._filter.mean, 0, 0.0, 1.0, np.zeros(len(self._units)))
+        _set_change_of_costs(self._change, self._filter.mean, self._expected)
+        RobustFilter(self._filter.mean, self._filter.covariance).observe(row, 0.0, self._change)
+
+    def _place(self, size: int) -> tuple[int, float, float]:
         places = self._places_with(size)
-        left, weight, scale = int(places.left[size]), float(places.weight[size]), float(places.scale[size])
-        parts = np.zeros(len(self._filter.mean))
-        near = slice(1 + left, 3 + left)
-        parts[near] = np.exp(self._log_seed[left : left + 2] + self._filter.mean[near])
-        parts[near] *= (scale * (1.0 - weight), scale * weight)
-        parts[self._costs] = self._units * quantities
-        return parts
-
-    def _times(self, num_sizes: int) -> Floats:
-        return self._places_with(num_sizes - 1).times(self.knot_times(), num_sizes)
+        return int(places.left[size]), float(places.weight[size]), float(places.scale[size])
 
     def _places_with(self, size: int) -> Places:
         """Of all sizes up to this one at least."""
@@ -160,3 +164,33 @@ class LatencyEstimator:
         found[self._shape, self._shape] = shape**2 * self._alike
         np.fill_diagonal(found[self._costs, self._costs], costs**2)
         return found
+
+
+@jit
+def _linearised(
+    log_seed: Floats, state: Floats, left: int, weight: float, scale: float, quantities: Floats
+) -> tuple[Floats, float]:
+    """`[state]` by how much the logarithm of a step's time grows with each of the state, and the time at speed 1.
+
+    `quantities [num_costs]`: in seconds, were the state of each cost 1.
+    """
+    row = np.zeros(len(state))
+    low = scale * (1.0 - weight) * math.exp(log_seed[left] + state[1 + left])
+    high = scale * weight * math.exp(log_seed[left + 1] + state[2 + left])
+    row[1 + left], row[2 + left] = low, high
+    expected, first_cost = low + high, 1 + len(log_seed)
+    for cost in range(len(quantities)):
+        row[first_cost + cost] = quantities[cost]
+        expected += quantities[cost] * state[first_cost + cost]
+    row /= expected
+    row[0] = 1.0
+    return row, expected
+
+
+@jit
+def _set_change_of_costs(change: Floats, state: Floats, expected_costs: Floats) -> None:
+    """`change [state, state]`: a cost is likely to change by a share of what it is, or was expected to be."""
+    first_cost = len(state) - len(expected_costs)
+    for cost in range(len(expected_costs)):
+        likely = _CHANGE_COST * max(state[first_cost + cost], expected_costs[cost])
+        change[first_cost + cost, first_cost + cost] = likely**2

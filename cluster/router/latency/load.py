@@ -32,12 +32,11 @@ class RoundLoad:
             num_sequences += 1
             context_tokens += prefill.start
             context_rows += count * prefill.start + count * (count - 1) // 2
-        for rows in trees:
-            count = len(rows.tree.token_ids)
-            num_rows += count
-            num_sequences += 1
-            context_tokens += rows.root_position
-            context_rows += count * rows.root_position
+        placed = [(len(tree.token_ids), root_position) for _, root_position, tree in trees]
+        num_rows += sum([count for count, _ in placed])
+        num_sequences += len(placed)
+        context_tokens += sum([root_position for _, root_position in placed])
+        context_rows += sum([count * root_position for count, root_position in placed])
         return cls(num_rows, num_sequences, context_tokens, context_rows)
 
     @classmethod

@@ -8,6 +8,8 @@ from collections import deque
 import numpy as np
 import numpy.typing as npt
 
+from dflash_core.jit import jit
+
 Floats = npt.NDArray[np.float64]
 
 _FORGETTING = 0.05
@@ -44,9 +46,7 @@ class RobustFilter:
         `change [n, n]`: the covariance of how the state changes over time, by its directions; its scale is of no
         matter.
         """
-        direction = change @ row
-        direction /= row @ direction
-        spread = math.sqrt(float(row @ self.covariance @ row) + self.noise**2)
+        spread = math.sqrt(_variance(self.covariance, row) + self.noise**2)
         self.num_observed += 1
         is_outlier = abs(deviation) > _LIMIT * spread
         self._outliers.append(deviation if is_outlier else 0.0)
@@ -59,12 +59,56 @@ class RobustFilter:
                 return
             deviation = drift = float(np.median(same_side))
             self._outliers.clear()
-        self.covariance += drift**2 * np.outer(direction, direction)
-        gained = self.covariance @ row
-        variance = float(row @ gained) + self.noise**2
-        self.mean += gained * (deviation / variance)
-        self.covariance -= np.outer(gained, gained) / variance
+        _absorb(self.mean, self.covariance, row, deviation, change, drift, self.noise)
 
     def _note_noise(self, is_above_median: bool) -> None:
         step = _NOISE_STEP if is_above_median else -_NOISE_STEP
         self.noise = min(max(self.noise * math.exp(step), _LEAST_NOISE), _MOST_NOISE)
+
+
+@jit
+def _times(matrix: Floats, vector: Floats) -> Floats:
+    """The product. Without BLAS, whose call takes longer than the few numbers of a state."""
+    product = np.zeros(len(vector))
+    for i in range(len(vector)):
+        for j in range(len(vector)):
+            product[i] += matrix[i, j] * vector[j]
+    return product
+
+
+@jit
+def _dot(one: Floats, other: Floats) -> float:
+    total = 0.0
+    for i in range(len(one)):
+        total += one[i] * other[i]
+    return total
+
+
+@jit
+def _variance(covariance: Floats, row: Floats) -> float:
+    """Of what an observation is expected to be."""
+    return _dot(row, _times(covariance, row))
+
+
+@jit
+def _absorb(
+    mean: Floats,  # [n], changed
+    covariance: Floats,  # [n, n], changed
+    row: Floats,
+    deviation: float,
+    change: Floats,
+    drift: float,  # standard deviation of what may have changed, seen through the row
+    noise: float,
+) -> None:
+    """The state may have drifted in the direction of what is likely to change; then the observation is taken in."""
+    direction = _times(change, row)
+    direction *= drift / _dot(row, direction)
+    for i in range(len(mean)):
+        for j in range(len(mean)):
+            covariance[i, j] += direction[i] * direction[j]
+    gained = _times(covariance, row)
+    variance = _dot(row, gained) + noise**2
+    for i in range(len(mean)):
+        mean[i] += gained[i] * (deviation / variance)
+        for j in range(len(mean)):
+            covariance[i, j] -= gained[i] * gained[j] / variance

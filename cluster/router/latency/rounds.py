@@ -44,8 +44,7 @@ class RoundTimeModel:
             self._estimator.observe(load.num_rows, _quantities(load), seconds)
 
     def seconds(self, load: RoundLoad) -> float:
-        curve = self._estimator.curve(load.num_rows)
-        return float(curve[load.num_rows] + self._estimator.costs() @ _quantities(load))
+        return self._estimator.seconds(load.num_rows) + float(self._estimator.costs() @ _quantities(load))
 
     def table(self, max_rows: int, fixed: RoundLoad, context_per_row: float) -> npt.NDArray[np.float64]:
         """`[max_rows + 1]` seconds of a round with 0, 1, … `max_rows` rows in all; never falling.
