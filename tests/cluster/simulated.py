@@ -114,12 +114,15 @@ class SimulatedTarget:
         max_model_len: int = 200,
         fc: str = "fc",
         delay_s: float = 0.0,
+        row_s: float = 0.0,
         prefix_caching: bool = True,
         forget: float = 0.0,
     ) -> None:
-        """`forget`: probability, per round, that the prefix cache is emptied. Hits take blocks like other tokens."""
+        """A round takes a part of `delay_s`, and `row_s` for each row. `forget`: probability, per round, that the prefix
+        cache is emptied. Hits take blocks like other tokens."""
         self.network = network
         self.delay_s = delay_s
+        self.row_s = row_s
         self.prefix_caching = prefix_caching
         self.forget = forget
         self.prefixes: set[tuple[int, ...]] = set()  # whole blocks that were committed once
@@ -160,7 +163,9 @@ class SimulatedTarget:
         if self.is_dead:
             raise Unavailable("the simulated target is dead")
         self.rounds.append(request)
-        await asyncio.sleep(self.network.rng.random() * self.delay_s)
+        num_rows = sum(tree.tree.num_rows for tree in request.trees)
+        num_rows += sum(len(prefill.token_ids) for prefill in request.prefills)
+        await asyncio.sleep(self.network.rng.random() * self.delay_s + num_rows * self.row_s)
         if self.is_dead:
             raise Unavailable("the simulated target died in the round")
         if self.fail_next:
