@@ -28,9 +28,11 @@ async def _decode(world: World, num_requests: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_two_rounds_in_flight_where_drafting_takes_long_and_rows_do(seed: int) -> None:
+def test_two_rounds_in_flight_where_halves_promise_more(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Speculation, "advantage_of_halves", lambda *_: 2.0)
+
     async def main() -> None:
-        async with make_world(seed, tree_budget=2, draft_timeout_ms=10_000) as world:
+        async with make_world(seed, draft_timeout_ms=10_000) as world:
             target = world.add_target(row_s=0.001, num_blocks=400)
             world.add_drafter(delay_s=0.02)
             await _decode(world, 60)
