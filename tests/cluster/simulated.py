@@ -118,8 +118,8 @@ class SimulatedTarget:
         prefix_caching: bool = True,
         forget: float = 0.0,
     ) -> None:
-        """A round takes a part of `delay_s`, and `row_s` for each row. `forget`: probability, per round, that the prefix
-        cache is emptied. Hits take blocks like other tokens."""
+        """A round takes a part of `delay_s`, and `row_s` for each row. `forget`: probability, per round, that the
+        prefix cache is emptied. Hits take blocks like other tokens."""
         self.network = network
         self.delay_s = delay_s
         self.row_s = row_s
