@@ -99,7 +99,7 @@ def test_a_missing_config_file(tmp_path: Path) -> None:
 def test_notes_say_what_has_no_effect(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     text = CONFIG.read_text().replace("- deployments.grpc_api.add_public_services", "[]")
-    path.write_text(text.replace("tree_budget: 16", "http_port: 8001"))
+    path.write_text(text.replace("tree_budget: auto", "http_port: 8001"))
     (application,) = check_config(path)
     assert len(application.notes) == 2
 
