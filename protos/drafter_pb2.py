@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos import common_pb2 as protos_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/drafter.proto\x12\x12\x64\x66lash.internal.v1\x1a\x13protos/common.proto\"\r\n\x0bInfoRequest\"\xef\x01\n\x0b\x44rafterInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10\x64raft_block_size\x18\x02 \x01(\r\x12\x16\n\x0enum_candidates\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x19\n\x11num_target_layers\x18\x06 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x35\n\x0b\x64raft_times\x18\t \x03(\x0b\x32 .dflash.internal.v1.MeasuredTime\"\xd8\x01\n\x0c\x44raftRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\'\n\x05opens\x18\x02 \x03(\x0b\x32\x18.dflash.internal.v1.Open\x12\x31\n\x08releases\x18\x03 \x03(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12/\n\x06\x62locks\x18\x04 \x01(\x0b\x32\x1f.dflash.internal.v1.DraftBlocks\x12\x0f\n\x07wait_ms\x18\x05 \x01(\r\x12\x18\n\x10queued_sequences\x18\x06 \x01(\r\"I\n\x04Open\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\x13\n\x0b\x63ontext_len\x18\x02 \x01(\r\"\xcc\x01\n\x0b\x44raftBlocks\x12.\n\x04keys\x18\x01 \x01(\x0b\x32 .dflash.internal.v1.SequenceKeys\x12\x13\n\x0broot_tokens\x18\x02 \x03(\x11\x12\x14\n\x0c\x63ontext_lens\x18\x03 \x03(\r\x12\x30\n\tsamplings\x18\x04 \x01(\x0b\x32\x1d.dflash.internal.v1.Samplings\x12\x12\n\nuses_noise\x18\x05 \x03(\x08\x12\x1c\n\x14truncation_penalties\x18\x06 \x03(\x02\"\xcb\x01\n\x0b\x44raftResult\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12*\n\x06\x64rafts\x18\x02 \x01(\x0b\x32\x1a.dflash.internal.v1.Drafts\x12I\n\x0estage_times_us\x18\x03 \x03(\x0b\x32\x31.dflash.internal.v1.DraftResult.StageTimesUsEntry\x1a\x33\n\x11StageTimesUsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xf7\x02\n\x06\x44rafts\x12.\n\x04keys\x18\x01 \x01(\x0b\x32 .dflash.internal.v1.SequenceKeys\x12\x14\n\x0c\x63ontext_lens\x18\x02 \x03(\r\x12\x0e\n\x06\x64\x65pths\x18\x03 \x03(\r\x12\x16\n\x0enum_candidates\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x01(\x0c\x12\x0e\n\x06scores\x18\x06 \x01(\x0c\x12\x41\n\x0cmissing_from\x18\x07 \x03(\x0b\x32+.dflash.internal.v1.Drafts.MissingFromEntry\x12\x36\n\x06\x65rrors\x18\x08 \x03(\x0b\x32&.dflash.internal.v1.Drafts.ErrorsEntry\x1a\x32\n\x10MissingFromEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a-\n\x0b\x45rrorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x0c\x43ontextBatch\x12\x30\n\x06\x63hunks\x18\x01 \x03(\x0b\x32 .dflash.internal.v1.ContextChunk\"y\n\x0c\x43ontextChunk\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\r\n\x05start\x18\x02 \x01(\r\x12,\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x1a.dflash.internal.v1.Tensor\"?\n\x0f\x43ontextAckBatch\x12,\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x1e.dflash.internal.v1.ContextAck\"_\n\nContextAck\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x13\n\x0b\x63ontext_len\x18\x03 \x01(\r2\x80\x02\n\x07\x44rafter\x12O\n\x06\x44rafts\x12 .dflash.internal.v1.DraftRequest\x1a\x1f.dflash.internal.v1.DraftResult(\x01\x30\x01\x12Z\n\rAppendContext\x12 .dflash.internal.v1.ContextBatch\x1a#.dflash.internal.v1.ContextAckBatch(\x01\x30\x01\x12H\n\x04Info\x12\x1f.dflash.internal.v1.InfoRequest\x1a\x1f.dflash.internal.v1.DrafterInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/drafter.proto\x12\x12\x64\x66lash.internal.v1\x1a\x13protos/common.proto\"\r\n\x0bInfoRequest\"\xef\x01\n\x0b\x44rafterInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10\x64raft_block_size\x18\x02 \x01(\r\x12\x16\n\x0enum_candidates\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x19\n\x11num_target_layers\x18\x06 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x35\n\x0b\x64raft_times\x18\t \x03(\x0b\x32 .dflash.internal.v1.MeasuredTime\"\xf0\x01\n\x0c\x44raftRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\'\n\x05opens\x18\x02 \x03(\x0b\x32\x18.dflash.internal.v1.Open\x12\x31\n\x08releases\x18\x03 \x03(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12/\n\x06\x62locks\x18\x04 \x01(\x0b\x32\x1f.dflash.internal.v1.DraftBlocks\x12\x0f\n\x07wait_ms\x18\x05 \x01(\r\x12\x18\n\x10queued_sequences\x18\x06 \x01(\r\x12\x16\n\x0enum_candidates\x18\x07 \x01(\r\"I\n\x04Open\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\x13\n\x0b\x63ontext_len\x18\x02 \x01(\r\"\xcc\x01\n\x0b\x44raftBlocks\x12.\n\x04keys\x18\x01 \x01(\x0b\x32 .dflash.internal.v1.SequenceKeys\x12\x13\n\x0broot_tokens\x18\x02 \x03(\x11\x12\x14\n\x0c\x63ontext_lens\x18\x03 \x03(\r\x12\x30\n\tsamplings\x18\x04 \x01(\x0b\x32\x1d.dflash.internal.v1.Samplings\x12\x12\n\nuses_noise\x18\x05 \x03(\x08\x12\x1c\n\x14truncation_penalties\x18\x06 \x03(\x02\"\xcb\x01\n\x0b\x44raftResult\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12*\n\x06\x64rafts\x18\x02 \x01(\x0b\x32\x1a.dflash.internal.v1.Drafts\x12I\n\x0estage_times_us\x18\x03 \x03(\x0b\x32\x31.dflash.internal.v1.DraftResult.StageTimesUsEntry\x1a\x33\n\x11StageTimesUsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xf7\x02\n\x06\x44rafts\x12.\n\x04keys\x18\x01 \x01(\x0b\x32 .dflash.internal.v1.SequenceKeys\x12\x14\n\x0c\x63ontext_lens\x18\x02 \x03(\r\x12\x0e\n\x06\x64\x65pths\x18\x03 \x03(\r\x12\x16\n\x0enum_candidates\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x01(\x0c\x12\x0e\n\x06scores\x18\x06 \x01(\x0c\x12\x41\n\x0cmissing_from\x18\x07 \x03(\x0b\x32+.dflash.internal.v1.Drafts.MissingFromEntry\x12\x36\n\x06\x65rrors\x18\x08 \x03(\x0b\x32&.dflash.internal.v1.Drafts.ErrorsEntry\x1a\x32\n\x10MissingFromEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a-\n\x0b\x45rrorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x0c\x43ontextBatch\x12\x30\n\x06\x63hunks\x18\x01 \x03(\x0b\x32 .dflash.internal.v1.ContextChunk\"y\n\x0c\x43ontextChunk\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\r\n\x05start\x18\x02 \x01(\r\x12,\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x1a.dflash.internal.v1.Tensor\"?\n\x0f\x43ontextAckBatch\x12,\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x1e.dflash.internal.v1.ContextAck\"_\n\nContextAck\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.dflash.internal.v1.SequenceKey\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x13\n\x0b\x63ontext_len\x18\x03 \x01(\r2\x80\x02\n\x07\x44rafter\x12O\n\x06\x44rafts\x12 .dflash.internal.v1.DraftRequest\x1a\x1f.dflash.internal.v1.DraftResult(\x01\x30\x01\x12Z\n\rAppendContext\x12 .dflash.internal.v1.ContextBatch\x1a#.dflash.internal.v1.ContextAckBatch(\x01\x30\x01\x12H\n\x04Info\x12\x1f.dflash.internal.v1.InfoRequest\x1a\x1f.dflash.internal.v1.DrafterInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,29 +43,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAFTERINFO']._serialized_start=81
   _globals['_DRAFTERINFO']._serialized_end=320
   _globals['_DRAFTREQUEST']._serialized_start=323
-  _globals['_DRAFTREQUEST']._serialized_end=539
-  _globals['_OPEN']._serialized_start=541
-  _globals['_OPEN']._serialized_end=614
-  _globals['_DRAFTBLOCKS']._serialized_start=617
-  _globals['_DRAFTBLOCKS']._serialized_end=821
-  _globals['_DRAFTRESULT']._serialized_start=824
-  _globals['_DRAFTRESULT']._serialized_end=1027
-  _globals['_DRAFTRESULT_STAGETIMESUSENTRY']._serialized_start=976
-  _globals['_DRAFTRESULT_STAGETIMESUSENTRY']._serialized_end=1027
-  _globals['_DRAFTS']._serialized_start=1030
-  _globals['_DRAFTS']._serialized_end=1405
-  _globals['_DRAFTS_MISSINGFROMENTRY']._serialized_start=1308
-  _globals['_DRAFTS_MISSINGFROMENTRY']._serialized_end=1358
-  _globals['_DRAFTS_ERRORSENTRY']._serialized_start=1360
-  _globals['_DRAFTS_ERRORSENTRY']._serialized_end=1405
-  _globals['_CONTEXTBATCH']._serialized_start=1407
-  _globals['_CONTEXTBATCH']._serialized_end=1471
-  _globals['_CONTEXTCHUNK']._serialized_start=1473
-  _globals['_CONTEXTCHUNK']._serialized_end=1594
-  _globals['_CONTEXTACKBATCH']._serialized_start=1596
-  _globals['_CONTEXTACKBATCH']._serialized_end=1659
-  _globals['_CONTEXTACK']._serialized_start=1661
-  _globals['_CONTEXTACK']._serialized_end=1756
-  _globals['_DRAFTER']._serialized_start=1759
-  _globals['_DRAFTER']._serialized_end=2015
+  _globals['_DRAFTREQUEST']._serialized_end=563
+  _globals['_OPEN']._serialized_start=565
+  _globals['_OPEN']._serialized_end=638
+  _globals['_DRAFTBLOCKS']._serialized_start=641
+  _globals['_DRAFTBLOCKS']._serialized_end=845
+  _globals['_DRAFTRESULT']._serialized_start=848
+  _globals['_DRAFTRESULT']._serialized_end=1051
+  _globals['_DRAFTRESULT_STAGETIMESUSENTRY']._serialized_start=1000
+  _globals['_DRAFTRESULT_STAGETIMESUSENTRY']._serialized_end=1051
+  _globals['_DRAFTS']._serialized_start=1054
+  _globals['_DRAFTS']._serialized_end=1429
+  _globals['_DRAFTS_MISSINGFROMENTRY']._serialized_start=1332
+  _globals['_DRAFTS_MISSINGFROMENTRY']._serialized_end=1382
+  _globals['_DRAFTS_ERRORSENTRY']._serialized_start=1384
+  _globals['_DRAFTS_ERRORSENTRY']._serialized_end=1429
+  _globals['_CONTEXTBATCH']._serialized_start=1431
+  _globals['_CONTEXTBATCH']._serialized_end=1495
+  _globals['_CONTEXTCHUNK']._serialized_start=1497
+  _globals['_CONTEXTCHUNK']._serialized_end=1618
+  _globals['_CONTEXTACKBATCH']._serialized_start=1620
+  _globals['_CONTEXTACKBATCH']._serialized_end=1683
+  _globals['_CONTEXTACK']._serialized_start=1685
+  _globals['_CONTEXTACK']._serialized_end=1780
+  _globals['_DRAFTER']._serialized_start=1783
+  _globals['_DRAFTER']._serialized_end=2039
 # @@protoc_insertion_point(module_scope)

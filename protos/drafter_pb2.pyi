@@ -90,9 +90,12 @@ class DraftRequest(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
     QUEUED_SEQUENCES_FIELD_NUMBER: _builtins.int
+    NUM_CANDIDATES_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     wait_ms: _builtins.int
     queued_sequences: _builtins.int
+    num_candidates: _builtins.int
+    """most of a depth; 0: as many as the drafter has"""
     @_builtins.property
     def opens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Open]: ...
     @_builtins.property
@@ -108,10 +111,11 @@ class DraftRequest(_message.Message):
         blocks: Global___DraftBlocks | None = ...,
         wait_ms: _builtins.int = ...,
         queued_sequences: _builtins.int = ...,
+        num_candidates: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "blocks", b"blocks", "opens", b"opens", "queued_sequences", b"queued_sequences", "releases", b"releases", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "blocks", b"blocks", "num_candidates", b"num_candidates", "opens", b"opens", "queued_sequences", b"queued_sequences", "releases", b"releases", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

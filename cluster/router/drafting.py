@@ -215,6 +215,7 @@ class DraftStage:
             blocks=tuple(order.blocks),
             wait_ms=self._settings.draft_wait_ms,
             queued_sequences=self._pool.num_waiting,
+            num_candidates=self._planner.num_candidates,
         )
         task = asyncio.ensure_future(link.drafter.draft(request))
         entry = self._in_flight[link] = _InFlight(task, order, now())

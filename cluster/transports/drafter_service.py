@@ -19,7 +19,7 @@ import numpy as np
 
 from cluster.status import grpc_status
 from cluster.transports.held_contexts import HeldContexts
-from cluster.transports.runner_protocols import DrafterModelRunner
+from cluster.transports.runner_protocols import DrafterModelRunner, draft_blocks
 from cluster.wire.drafts import (
     context_ack_to_pb,
     context_chunk_from_pb,
@@ -160,7 +160,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run_draft, request)
 
     def _run_draft(self, request: DraftRequest) -> DraftResult:
-        drafts = tuple(self._runner.draft(request.blocks))
+        drafts = draft_blocks(self._runner, request)
         return DraftResult(request.batch_id, drafts, dict(self._runner.stage_times_us))
 
     def _release(self, keys: list[SequenceKey]) -> None:

@@ -75,5 +75,12 @@ def run_draft_request(runner: DrafterModelRunner, request: DraftRequest) -> Draf
         runner.open(key, context_len)
     if not request.blocks:
         return DraftResult(request.batch_id, ())
-    drafts = tuple(runner.draft(request.blocks))
-    return DraftResult(request.batch_id, drafts, runner.stage_times_us)
+    return DraftResult(request.batch_id, draft_blocks(runner, request), runner.stage_times_us)
+
+
+def draft_blocks(runner: DrafterModelRunner, request: DraftRequest) -> tuple[Draft, ...]:
+    """One forward over all blocks; of each draft what was asked for."""
+    drafts = runner.draft(request.blocks)
+    if request.num_candidates == 0:
+        return tuple(drafts)
+    return tuple([draft.best(request.num_candidates) for draft in drafts])

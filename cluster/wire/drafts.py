@@ -76,6 +76,7 @@ def draft_request_to_pb(request: DraftRequest) -> drafter_pb2.DraftRequest:
         blocks=_blocks_to_pb(request.blocks),
         wait_ms=request.wait_ms,
         queued_sequences=request.queued_sequences,
+        num_candidates=request.num_candidates,
     )
 
 
@@ -87,6 +88,7 @@ def draft_request_from_pb(pb: drafter_pb2.DraftRequest) -> DraftRequest:
         blocks=_blocks_from_pb(pb.blocks),
         wait_ms=pb.wait_ms,
         queued_sequences=pb.queued_sequences,
+        num_candidates=pb.num_candidates,
     )
 
 

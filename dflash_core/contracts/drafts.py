@@ -52,6 +52,7 @@ class DraftRequest:
     blocks: tuple[DraftBlock, ...] = ()
     wait_ms: int = 1_000  # a block is held until its context is complete, at most this long
     queued_sequences: int = 0
+    num_candidates: int = 0  # most that are told of a depth, which are then the best; 0: as many as the drafter has
 
 
 class Draft(NamedTuple):
@@ -66,6 +67,13 @@ class Draft(NamedTuple):
     scores: npt.NDArray[np.float32]  # [depth, K] log-probabilities, falling along K
     missing_from: int | None = None  # first position whose feature is missing
     error: str | None = None
+
+    def best(self, num_candidates: int) -> Draft:
+        """With at most so many of each depth: views of them."""
+        if self.token_ids.shape[1] <= num_candidates:
+            return self
+        token_ids, scores = self.token_ids[:, :num_candidates], self.scores[:, :num_candidates]
+        return Draft(self.key, self.context_len, token_ids, scores, self.missing_from, self.error)
 
 
 @dataclass(frozen=True, slots=True)

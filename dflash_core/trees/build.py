@@ -195,4 +195,6 @@ def _nobody() -> Candidates:
 
 def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
     """All of their entries, one array after the other."""
-    return np.concatenate([array.ravel() for array in arrays], dtype=dtype, casting="same_kind")
+    if len({array.shape[1] for array in arrays}) > 1:
+        arrays = [array.ravel() for array in arrays]
+    return np.concatenate(arrays, dtype=dtype, casting="same_kind").ravel()

@@ -148,6 +148,7 @@ draft_requests = st.builds(
     ).map(tuple),
     wait_ms=uint32,
     queued_sequences=uint32,
+    num_candidates=uint32,
 )
 draft_results = st.builds(DraftResult, uint64, st.lists(drafted(), max_size=3).map(tuple), stages)
 context_chunks = st.builds(ContextChunk, keys, uint32, tensors())

@@ -79,6 +79,7 @@ class LatencyEstimator:
         self._places = ladder.places(1)
         # By the state as it is, made when they are read: many steps are observed whose curve nobody asks for.
         self._knot_times: Floats | None = None
+        self._cost_seconds: Floats | None = None
         self._curve: Floats | None = None  # [n] of sizes 0 … n − 1, nothing on top
         self._warm_up()
 
@@ -102,9 +103,10 @@ class LatencyEstimator:
         return math.exp(self._filter.mean[0])
 
     def costs(self) -> Floats:
-        """`[num_costs]` seconds per unit of each."""
-        learned: Floats = self.speed * self._units * self._filter.mean[self._costs]
-        return learned
+        """`[num_costs]` seconds per unit of each. Read only."""
+        if self._cost_seconds is None:
+            self._cost_seconds = self.speed * self._units * self._filter.mean[self._costs]
+        return self._cost_seconds
 
     def knot_times(self) -> Floats:
         """`[num_knots]` seconds of steps of the knots' sizes, nothing on top; they do not fall. Read only."""
@@ -137,7 +139,7 @@ class LatencyEstimator:
         _set_change_of_costs(self._change, state, self._expected)
         self._filter.observe(row, deviation, self._change)
         np.maximum(state[self._costs], 0.0, out=state[self._costs])
-        self._knot_times = self._curve = None
+        self._knot_times = self._cost_seconds = self._curve = None
 
     def _warm_up(self) -> None:
         """Compiles (or loads from the cache) the kernels, so that the first round does not wait for them."""

@@ -44,7 +44,9 @@ class RoundTimeModel:
             self._estimator.observe(load.num_rows, _quantities(load), seconds)
 
     def seconds(self, load: RoundLoad) -> float:
-        return self._estimator.seconds(load.num_rows) + float(self._estimator.costs() @ _quantities(load))
+        per_sequence, per_context_token, per_context_row = self._estimator.costs().tolist()
+        on_top = per_sequence * load.num_sequences + per_context_token * load.context_tokens
+        return self._estimator.seconds(load.num_rows) + float(on_top + per_context_row * load.context_rows)
 
     def table(self, max_rows: int, fixed: RoundLoad, context_per_row: float) -> npt.NDArray[np.float64]:
         """`[max_rows + 1]` seconds of a round with 0, 1, … `max_rows` rows in all; never falling.
