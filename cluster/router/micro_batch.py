@@ -144,18 +144,10 @@ class MicroBatch:
                 if sequence.target is self._link:
                     self._host.prefill_again(sequence, f"its round failed: {reason}")
         else:
-            self._observe_times(plan, result, verify_s, cycle_s)
+            load = RoundLoad.done(plan.request, result)
+            self._speculation.observe_round(load, plan.planned, verify_s, cycle_s)
             return result
         return None
-
-    def _observe_times(self, plan: RoundPlan, result: RoundResult, verify_s: float, cycle_s: float | None) -> None:
-        tokens = [
-            sequence.weight * (len(outcome.token_ids) + (outcome.bonus_token >= 0))
-            for sequence, outcome in zip(plan.sequences, result.outcomes, strict=True)
-            if outcome.status is OutcomeStatus.OK
-        ]
-        load = RoundLoad.done(plan.request, result)
-        self._speculation.observe_round(load, plan.planned, verify_s, cycle_s, sum(tokens))
 
     def _learn(self, plan: RoundPlan, result: RoundResult) -> None:
         """From what the target wrote after each root that had a draft."""

@@ -53,7 +53,7 @@ class Sequence:
     micro_batch: int | None = None  # of its target's, the one whose rounds it is in
     draft: Draft | None = None  # for the present root
     ranking: DraftRanking = DEFAULT_RANKING  # of the draft asked for last
-    gain: float | None = None  # tokens per round that its drafts bring, lately; None: nothing was seen yet
+    gain_level: float | None = None  # tokens per round that its drafts would bring with 32 nodes; None: none was seen
     num_gains: int = 0  # that were seen
     history: int = -1  # its slot in the planner's histories; −1: none
     num_told: int = 0  # of its tokens, those that the history has

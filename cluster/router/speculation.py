@@ -19,17 +19,18 @@ import numpy.typing as npt
 
 from cluster.router.latency import DraftTimeModel, RoundLoad, RoundTimeModel
 from cluster.router.links import TargetLink
-from cluster.router.rates import RateMeter
-from cluster.router.sequence import Sequence
+from cluster.router.prospects import Prospects, cycle_s, num_drafts_to_try, prospects, shape_at
+from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.tree_planner import Drafted, PlannedTrees, TreePlanner
 from dflash_core.trees.build import NodeBudget
 
 Doubles = npt.NDArray[np.float64]
 
-_GAIN_STEP = 0.15  # of the moving averages of gains
-_MEAN_GAIN_STEP = 0.02
-_FIRST_GAIN = 2.0  # tokens per round that a draft is thought to bring before any was seen
+_STEP = 0.15  # of moving averages
+_MEAN_STEP = 0.02
+_MOST_OFF = 2.0  # times: a round farther off than this says nothing of promises
+_FIRST_LEVEL = 2.0  # tokens per round that a draft with 32 nodes is thought to bring before any was seen
 # Of the time, what may be lost with drafts that are not thought to pay: it is saved up for a while, and what one trial
 # may be thought to lose is counted as some of its time at least.
 _TRIAL_SHARE, _MOST_TRIAL_S, _LEAST_TRIAL_SHARE = 0.01, 1.0, 0.1
@@ -45,22 +46,17 @@ class Speculation:
         self._planner = planner
         self.verify_times = RoundTimeModel(info.row_sizes, info.round_times_us)
         # From a round's result to the next request: drafting, the network, the router itself.
-        self.draft_times = DraftTimeModel(())  # with drafts
+        self.draft_times: DraftTimeModel | None = None  # with drafts; from the first one on
         self._plain_s = 1e-3  # without
         self.rate = 0.0  # λ
-        self._rates = (RateMeter(), RateMeter())  # measured with one micro-batch, with two
-        self._mean_gain = _FIRST_GAIN
+        # The time that a round was thought to take up, over what it took; with one micro-batch, with two.
+        self._kept = [1.0, 1.0]
+        self._mean_level = _FIRST_LEVEL
         self._num_gains = 0  # that were seen
         self._nodes_per_draft = 8.0
         self._mean_context = 0.0  # tokens before a root, in the last round
-        self._drafted_share = 1.0  # of the running sequences
         self._trial_s = 0.0  # set aside and not used yet
         self.num_micro_batches = 1
-
-    @property
-    def _load(self) -> int:
-        """Sequences on the target."""
-        return max(1, len(self._link.sequences))
 
     def as_dict(self) -> dict[str, Any]:
         """What is known of the target at present, for export; times in seconds."""
@@ -68,28 +64,33 @@ class Speculation:
             "num_sequences": len(self._link.sequences),
             "num_micro_batches": self.num_micro_batches,
             "tokens_per_second": self.rate,
-            "tokens_per_draft": self._mean_gain,
+            "tokens_per_draft_of_32_nodes": self._mean_level,
             "nodes_per_draft": self._nodes_per_draft,
-            "drafted_share": self._drafted_share,
             "verify_times": self.verify_times.as_dict(),
-            "between_with_drafts": self.draft_times.as_dict(),
+            "between_with_drafts": None if self.draft_times is None else self.draft_times.as_dict(),
+            "kept_promises": list(self._kept),
             "between_without_drafts_s": self._plain_s,
         }
 
-    def rate_with(self, num_micro_batches: int) -> float | None:
-        """Measured at the present load; None where it was not seen."""
-        return self._rates[num_micro_batches - 1].rate(self._load)
+    def advantage_of_halves(self, belief: float) -> float:
+        """The rate with two micro-batches over that with one, by the times of both, each with the drafts and nodes that
+        suit it best.
 
-    def advantage_of_halves(self, num_sequences: int) -> float:
-        """The rate with two micro-batches over that with one, by the times of both."""
-
-        def parts(num: float) -> tuple[float, float]:
-            blocks = num * self._drafted_share
-            return self._verify_s(round(num), blocks), self._between(round(blocks))
-
-        verify_all, between_all = parts(num_sequences)
-        verify_half, between_half = parts(num_sequences / 2)
-        return (verify_all + between_all) / max(2.0 * verify_half, verify_half + between_half)
+        `belief`, 0 … 1: in what was seen of two. What the times do not say, such as drafter and target sharing a
+        processor, shows in rounds that take up more time than promised.
+        """
+        running = [sequence for sequence in self._link.sequences if sequence.phase is Phase.RUNNING]
+        if len(running) < 2:
+            return 1.0
+        wanting = [sequence for sequence in running if self._planner.most_nodes(sequence) > 0]
+        levels = np.sort([self._level(sequence) for sequence in wanting])[::-1]
+        weight = sum([sequence.weight for sequence in running])
+        half = (len(running) + 1) // 2
+        one = self._prospects(levels, weight, len(running), 1)
+        two = self._prospects(levels[::2], weight / 2, half, 2)
+        promised = float(two.rates.max() / one.rates.max())
+        kept: float = self._kept[1] ** belief / self._kept[0]
+        return promised * kept
 
     # --- nodes
 
@@ -107,19 +108,13 @@ class Speculation:
             return NodeBudget.of(min(pool, most_nodes))
         most = min(most_nodes, sum(self._planner.most_nodes(entry.sequence) for entry in drafted))
         table = self.verify_times.table(fixed.num_rows + most, fixed, mean_context)
-        seconds = self._cycle(table[fixed.num_rows :], self._between(len(drafted)))
-        return NodeBudget(seconds, self.rate)
-
-    def _cycle(self, verify_s: Doubles, between_s: float) -> Doubles:
-        """The target's time that a round takes up: with two in flight, what lies between rounds hides behind the other
-        one, as far as that is long enough."""
-        if self.num_micro_batches == 1:
-            return verify_s + between_s
-        hidden: Doubles = np.maximum(verify_s, 0.5 * (verify_s + between_s))
-        return hidden
+        between_s = np.array(self._between(len(drafted)))
+        return NodeBudget(cycle_s(table[fixed.num_rows :], between_s, self.num_micro_batches), self.rate)
 
     def _between(self, num_blocks: int) -> float:
-        return self._plain_s if num_blocks == 0 else max(self._plain_s, self.draft_times.seconds(num_blocks))
+        if num_blocks == 0 or self.draft_times is None:
+            return self._plain_s
+        return max(self._plain_s, self.draft_times.seconds(num_blocks))
 
     # --- drafts
 
@@ -132,78 +127,83 @@ class Speculation:
         wanting = [sequence for sequence in ready if self._planner.most_nodes(sequence) > 0]
         if not running:
             return wanting
-        wanting.sort(key=self._gain, reverse=True)
-        counts = np.unique([0, len(wanting), *(1 << i for i in range(len(wanting).bit_length()))])
-        counts = counts[counts <= len(wanting)]
-        gains = np.concatenate([[0.0], np.cumsum([self._gain(sequence) for sequence in wanting])])[counts]
-        seconds = np.array([self._seconds_with(len(running), int(count)) for count in counts])
-        rates = (sum([sequence.weight for sequence in running]) + gains) / seconds
-        best = int(np.argmax(rates))
-        self.rate = float(rates[best])
+        if self.draft_times is None and wanting and (drafter := wanting[0].drafter) is not None:
+            self.draft_times = DraftTimeModel(drafter.info.draft_times_us)
+        wanting.sort(key=self._level, reverse=True)
+        levels = np.array([self._level(sequence) for sequence in wanting], np.float64)
+        weight = sum([sequence.weight for sequence in running])
+        found = self._prospects(levels, weight, len(running), self.num_micro_batches)
+        best = int(np.argmax(found.rates))
+        self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
             return wanting
         # What trials of the others would cost: their time, less what they may be expected to bring.
-        costs = (seconds - seconds[best]) - (gains - gains[best]) / self.rate
+        costs = (found.seconds - found.seconds[best]) - (found.tokens - found.tokens[best]) / self.rate
         affordable = best + int(np.flatnonzero(costs[best:] <= max(self._trial_s, 0.0))[-1])
         if affordable > best:
-            self._trial_s -= max(float(costs[affordable]), _LEAST_TRIAL_SHARE * float(seconds[affordable]))
-        return wanting[: counts[affordable]]
+            self._trial_s -= max(float(costs[affordable]), _LEAST_TRIAL_SHARE * float(found.seconds[affordable]))
+        return wanting[: found.num_drafts[affordable]]
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""
-        return sum(map(self._gain, missing)) > self.rate * seconds
+        return sum(map(self._level, missing)) * shape_at(self._nodes_per_draft) > self.rate * seconds
 
-    def _seconds_with(self, num_roots: int, num_blocks: int) -> float:
-        return float(self._cycle(np.asarray(self._verify_s(num_roots, num_blocks)), self._between(num_blocks)))
+    def _prospects(self, levels: Doubles, weight: float, num_roots: int, num_micro_batches: int) -> Prospects:
+        """Of rounds without prefill, at the context that the sequences have."""
+        context, info = self._mean_context, self._link.info
+        fixed = RoundLoad(num_roots, num_roots, num_roots * context, num_roots * context)
+        verify_s = self.verify_times.table(max(num_roots, min(info.max_rows, info.max_tree_rows)), fixed, context)
+        between_s = np.array([self._between(int(count)) for count in num_drafts_to_try(len(levels))])
+        most_nodes = self._settings.max_tree_nodes
+        return prospects(levels, weight, num_roots, verify_s, between_s, num_micro_batches, most_nodes)
 
-    def _verify_s(self, num_roots: int, num_blocks: float) -> float:
-        """Of a round without prefill in which so many of the sequences are drafted, with the usual number of nodes."""
-        rows = min(self._link.info.max_rows, num_roots + round(num_blocks * self._nodes_per_draft))
-        context = self._mean_context
-        return self.verify_times.seconds(RoundLoad(rows, num_roots, num_roots * context, rows * context))
-
-    def _gain(self, sequence: Sequence) -> float:
-        """Tokens per round that its drafts have brought, weighted."""
-        gain = self._mean_gain if sequence.gain is None else sequence.gain
-        return sequence.weight * min(gain, sequence.num_wanted - 1)
+    def _level(self, sequence: Sequence) -> float:
+        """Tokens per round that its drafts would bring with 32 nodes, by what they have brought lately, weighted."""
+        level = self._mean_level if sequence.gain_level is None else sequence.gain_level
+        most = sequence.num_wanted - 1
+        return sequence.weight * (level if level < most else most)
 
     # --- learning
 
-    def observe_round(
-        self, load: RoundLoad, planned: PlannedTrees, verify_s: float, cycle_s: float | None, tokens: float
-    ) -> None:
+    def observe_round(self, load: RoundLoad, planned: PlannedTrees, verify_s: float, taken_up_s: float | None) -> None:
         """One round that went well.
 
         Args:
             load: that was done.
             verify_s: that the target was busy with it.
-            cycle_s: since the round before ended on this target; None after a time of idleness.
-            tokens: that it wrote, weighted.
+            taken_up_s: since the round before ended on this target; None after a time of idleness.
         """
+        if taken_up_s is not None and load.num_sequences == len(planned.trees):  # prefill is none of it
+            self._observe_cycle(load, len(planned.drafted), taken_up_s)
         self.verify_times.observe(load, verify_s)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)
-        if cycle_s is not None:
-            self._rates[self.num_micro_batches - 1].observe(self._load, tokens, cycle_s)
-            self._trial_s = min(self._trial_s + _TRIAL_SHARE * cycle_s, _MOST_TRIAL_S)
+        if taken_up_s is not None:
+            self._trial_s = min(self._trial_s + _TRIAL_SHARE * taken_up_s, _MOST_TRIAL_S)
         if planned.drafted:
             per_draft = sum(tree.num_nodes for tree in planned.trees) / len(planned.drafted)
-            self._nodes_per_draft += _GAIN_STEP * (per_draft - self._nodes_per_draft)
-        if planned.trees:
-            self._drafted_share += _GAIN_STEP * (len(planned.drafted) / len(planned.trees) - self._drafted_share)
+            self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
+
+    def _observe_cycle(self, load: RoundLoad, num_blocks: int, taken_up_s: float) -> None:
+        verify_s, between_s = np.array(self.verify_times.seconds(load)), np.array(self._between(num_blocks))
+        promised_s = float(cycle_s(verify_s, between_s, self.num_micro_batches))
+        kept = min(max(promised_s / max(taken_up_s, 1e-9), 1.0 / _MOST_OFF), _MOST_OFF)
+        index = self.num_micro_batches - 1
+        self._kept[index] += _STEP * (kept - self._kept[index])
 
     def observe_between(self, num_blocks: int, seconds: float) -> None:
         """From a round's result to the request of the next."""
         if num_blocks == 0:
             bounded = min(seconds, 4.0 * self._plain_s)  # an outlier is none of its business
-            self._plain_s += _GAIN_STEP * (bounded - self._plain_s)
-        else:
+            self._plain_s += _STEP * (bounded - self._plain_s)
+        elif self.draft_times is not None:
             self.draft_times.observe(num_blocks, seconds)
 
     def observe_draft(self, sequence: Sequence, expected_tokens: float, num_accepted: int) -> None:
         """What came of one sequence's draft: the mean of what was expected, which is less noisy, and what came."""
         gain = 0.5 * (expected_tokens - 1.0 + num_accepted)
+        level = gain / shape_at(self._nodes_per_draft)
         self._num_gains += 1
-        self._mean_gain += max(_MEAN_GAIN_STEP, 1.0 / (self._num_gains + 1)) * (gain - self._mean_gain)
-        before = self._mean_gain if sequence.gain is None else sequence.gain
+        self._mean_level += max(_MEAN_STEP, 1.0 / (self._num_gains + 1)) * (level - self._mean_level)
+        before = self._mean_level if sequence.gain_level is None else sequence.gain_level
         sequence.num_gains += 1
-        sequence.gain = before + max(_GAIN_STEP, 1.0 / (sequence.num_gains + 1)) * (gain - before)
+        sequence.gain_level = before + max(_STEP, 1.0 / (sequence.num_gains + 1)) * (level - before)

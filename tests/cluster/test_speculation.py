@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 
 import numpy as np
-import pytest
 
 from cluster.requests import GenerationRequest, LatencyClass
 from cluster.router import RouterSettings
-from cluster.router.latency import RoundLoad
+from cluster.router.latency import DraftTimeModel, RoundLoad
 from cluster.router.links import TargetLink
-from cluster.router.rates import RateMeter
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.speculation import Speculation
 from cluster.router.splitting import SplitChooser
@@ -36,6 +34,7 @@ class Setup:
             self.link.sequences[sequence] = None
         for rows in (1, 2, 4, 8, 16, 32, 40) * NUM_ROUNDS:
             self.speculation.verify_times.observe(RoundLoad(rows, 1, 0.0, 0.0), self.verify_s(rows))
+        self.speculation.draft_times = DraftTimeModel(())
         for _ in range(NUM_ROUNDS):
             self.speculation.observe_between(0, plain_s)
             self.speculation.observe_between(num_sequences, between_s)
@@ -55,11 +54,11 @@ class Setup:
         rows = len(self.sequences)
         for _ in range(num_rounds):
             load = RoundLoad(rows, rows, 0.0, 0.0)
-            self.speculation.observe_round(load, planned, self.verify_s(rows), self.verify_s(rows) + 1e-3, rows)
+            self.speculation.observe_round(load, planned, self.verify_s(rows), self.verify_s(rows) + 1e-3)
 
     def set_gains(self, *gains: float) -> None:
         for sequence, gain in zip(self.sequences, gains, strict=True):
-            sequence.gain = gain
+            sequence.gain_level = gain
 
 
 def test_drafts_that_pay_are_asked_for_and_others_are_not() -> None:
@@ -89,7 +88,7 @@ def test_what_does_not_pay_is_tried_again_for_a_small_share_of_the_time() -> Non
         setup.run_plainly(1)
         num_trials += bool(setup.speculation.choose_drafted(setup.sequences, setup.sequences))
     assert num_trials > 0
-    extra_s = setup.speculation._seconds_with(4, 4) - setup.speculation._seconds_with(4, 0)
+    extra_s = 5e-3 + setup.verify_s(8) - setup.verify_s(4)
     assert num_trials * extra_s <= 0.011 * num_rounds * (setup.verify_s(4) + 1e-3) + 1.0
 
 
@@ -105,22 +104,9 @@ def test_an_interactive_request_is_drafted_for_before_a_batch_one() -> None:
     urgent = setup.sequence("urgent", latency_class=LatencyClass.INTERACTIVE)
     patient = setup.sequence("patient", latency_class=LatencyClass.BATCH)
     for gain in np.linspace(0.0, 4.0, 40):
-        urgent.gain = patient.gain = float(gain)
+        urgent.gain_level = patient.gain_level = float(gain)
         drafted = setup.speculation.choose_drafted([patient, urgent], [patient, urgent])
         assert drafted in ([], [urgent], [urgent, patient])
-
-
-def test_the_rate_follows_the_load() -> None:
-    meter = RateMeter()
-    assert meter.rate(4) is None
-    for _ in range(100):
-        meter.observe(1, 3.0, 0.01)
-        meter.observe(16, 40.0, 0.02)
-    assert meter.rate(1) == pytest.approx(300.0)
-    assert meter.rate(17) == pytest.approx(2_000.0)
-    for _ in range(200):
-        meter.observe(1, 1.0, 0.01)
-    assert meter.rate(1) == pytest.approx(100.0, rel=0.02)
 
 
 def test_waiting_pays_for_many_drafts_and_not_for_one() -> None:
@@ -136,10 +122,14 @@ class TestSplitting:
     def choose(self, setup: Setup, num_rounds: int, gain_of_halves: float, chooser: SplitChooser) -> list[int]:
         """Rounds as they would be run, halves at so many times the rate of one batch."""
         chosen = []
+        one_s = setup.verify_s(8) + setup.speculation._plain_s
         for _ in range(num_rounds):
-            planned = PlannedTrees([root_only(7)] * len(setup.sequences))
-            cycle_s = 0.04 / (gain_of_halves if setup.speculation.num_micro_batches == 2 else 1.0)
-            setup.speculation.observe_round(RoundLoad(8, 8, 0.0, 0.0), planned, setup.verify_s(8), cycle_s, 8.0)
+            num = 4 if setup.speculation.num_micro_batches == 2 else 8
+            planned = PlannedTrees([root_only(7)] * num)
+            is_split = setup.speculation.num_micro_batches == 2
+            cycle_s = 0.5 * one_s / gain_of_halves if is_split else one_s
+            load = RoundLoad(num, num, 0.0, 0.0)
+            setup.speculation.observe_round(load, planned, setup.verify_s(num), cycle_s)
             setup.speculation.num_micro_batches = chooser.choose(setup.link)
             chosen.append(setup.speculation.num_micro_batches)
         return chosen
