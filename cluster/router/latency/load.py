@@ -50,11 +50,11 @@ class RoundLoad:
             for prefill, outcome in zip(request.prefills, outcomes[:split], strict=True)
             if outcome.status is OutcomeStatus.OK and 0 <= outcome.num_hit_tokens < _most_hits(prefill)
         )
-        trees = (
+        trees = [
             rows
             for rows, outcome in zip(request.trees, outcomes[split:], strict=True)
             if outcome.status is OutcomeStatus.OK
-        )
+        ]
         return cls.planned(prefills, trees)
 
 
