@@ -12,12 +12,12 @@ from cluster.router.drafting import DrafterPool, DraftStage
 from cluster.router.latency import RoundLoad
 from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan, plan_round
-from cluster.router.sequence import Sequence
+from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
 from cluster.router.timings import COMMIT, DRAFT, IDLE, LEARN, PLAN, VERIFY, RoundTimings
-from cluster.router.tree_planner import TreePlanner
-from dflash_core.contracts import OutcomeStatus, RoundResult
+from cluster.router.tree_planner import PlannedTrees, TreePlanner
+from dflash_core.contracts import Outcome, OutcomeStatus, RoundResult
 from dflash_core.errors import DFlashError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class MicroBatch:
 
     async def run(self) -> None:
         """Ends when the target is lost, or by cancellation."""
-        unlearned: tuple[RoundPlan, RoundResult] | None = None
+        unlearned: tuple[PlannedTrees, list[Outcome | None]] | None = None
         ended_at: float | None = None  # of the round before; None after idling
         try:
             while not self._link.is_lost:
@@ -104,10 +104,10 @@ class MicroBatch:
                     continue
                 if ended_at is not None:
                     self._speculation.observe_between(num_blocks, now() - ended_at)
-                result = await self._verify_and_commit(plan)
+                outcomes = await self._verify_and_commit(plan)
                 ended_at = None
-                if result is not None:
-                    unlearned, ended_at = (plan, result), now()
+                if outcomes is not None:
+                    unlearned, ended_at = (plan.planned, outcomes), now()
         finally:
             self._draft_stage.close()
 
@@ -123,13 +123,14 @@ class MicroBatch:
                 self._host.num_waiting,
             )
 
-    async def _verify_and_commit(self, plan: RoundPlan) -> RoundResult | None:
-        """None where the round failed."""
+    async def _verify_and_commit(self, plan: RoundPlan) -> list[Outcome | None] | None:
+        """What can be learned from; None where the round failed."""
         try:
             sent_at = now()
             with self._timings.wait(VERIFY):
                 result = await self._link.target.run_round(plan.request)
             verify_s, cycle_s = self._rounds.verified(sent_at, now())
+            teaching = _teaching(plan, result)
             self._timings.verified(self._link.target, self._index, sent_at, plan.request, result)
             with self._timings.stage(COMMIT):
                 commit_round(self._link, plan, result, self._host, self._timings, now())
@@ -146,20 +147,18 @@ class MicroBatch:
         else:
             load = RoundLoad.done(plan.request, result)
             self._speculation.observe_round(load, plan.planned, verify_s, cycle_s)
-            return result
+            return teaching
         return None
 
-    def _learn(self, plan: RoundPlan, result: RoundResult) -> None:
+    def _learn(self, planned: PlannedTrees, outcomes: list[Outcome | None]) -> None:
         """From what the target wrote after each root that had a draft."""
-        planned = plan.planned
         if planned.batch is None:
             return
         with self._timings.stage(LEARN):
-            outcomes = result.outcomes[len(plan.request.prefills) :]
             expected_tokens, drafted_tokens = 0.0, 0
             for entry, expected in zip(planned.drafted, planned.batch.expected_tokens.tolist(), strict=True):
                 outcome = outcomes[entry.place]
-                if outcome.status is OutcomeStatus.OK:
+                if outcome is not None:
                     num_accepted = len(outcome.token_ids)
                     self._speculation.observe_draft(entry.sequence, expected, num_accepted)
                     expected_tokens += expected
@@ -167,3 +166,13 @@ class MicroBatch:
             self._timings.expected_tokens += expected_tokens
             self._timings.drafted_tokens += drafted_tokens
             self._planner.learn(planned, outcomes)
+
+
+def _teaching(plan: RoundPlan, result: RoundResult) -> list[Outcome | None]:
+    """Outcomes of the trees that can be learned from. Before they are committed: a sequence that has ended by then was
+    cancelled while the round ran, and its history may be another's."""
+    first = len(plan.request.prefills)
+    return [
+        outcome if outcome.status is OutcomeStatus.OK and sequence.phase is not Phase.DONE else None
+        for sequence, outcome in zip(plan.sequences[first:], result.outcomes[first:], strict=False)
+    ]

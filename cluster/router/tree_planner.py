@@ -12,7 +12,7 @@ from cluster.requests import Strategy
 from cluster.router.ranking import RankingTuner
 from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
-from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, DraftTree, Outcome, OutcomeStatus
+from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, DraftTree, Outcome
 from dflash_core.errors import InvalidSettings
 from dflash_core.trees.acceptance import AcceptanceModel, context_class
 from dflash_core.trees.build import NO_HISTORY, UNLIMITED_WIDTH, NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
@@ -154,8 +154,9 @@ class TreePlanner:
             )
         return found
 
-    def learn(self, planned: PlannedTrees, outcomes: Many[Outcome]) -> None:
-        """`outcomes`: of the trees. To be called before the next trees of these sequences are built.
+    def learn(self, planned: PlannedTrees, outcomes: Many[Outcome | None]) -> None:
+        """`outcomes`: of the trees, None for those that nothing is to be learned from. To be called before the next trees
+        of these sequences are built.
 
         Of a large round some sequences are enough, drawn anew each time: what a round teaches, and what that costs,
         need not grow with the load.
@@ -169,7 +170,7 @@ class TreePlanner:
             index = turn % len(drafted)
             _, sequence, draft, ranking = drafted[index]
             outcome = outcomes[drafted[index].place]
-            if outcome.status is OutcomeStatus.OK:
+            if outcome is not None:
                 written[index] = tokens = [*outcome.token_ids.tolist(), outcome.bonus_token]
                 self.tuner.observe(sequence.request.sampling, ranking, draft.token_ids, tokens)
         self._builder.learn(planned.batch, written)

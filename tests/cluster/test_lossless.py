@@ -12,9 +12,13 @@ import pytest
 
 from cluster.requests import GenerationRequest, Strategy
 from cluster.router import Router, RouterSettings
+from cluster.router.drafting import DraftStage
+from cluster.router.speculation import Speculation
+from cluster.router.splitting import SplitChooser
 from dflash_core.contracts import SamplingParams
 from dflash_core.runners.drafter import DrafterRunner
 from dflash_core.runners.target import TargetRunner
+from dflash_core.trees.build import NodeBudget
 from tests.cluster.serving import DRAFTER_SETTINGS, TARGET_SETTINGS, add_models, check_outputs, decode_plainly
 from tests.cluster.simulated import Client, until
 from tests.tiny import make_tiny_pair
@@ -25,15 +29,38 @@ BUDGETS = (0, 1, 7, 32, 64)
 MAX_TOKENS = 16
 
 
+def choose_at_random(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
+    """Budgets, who is drafted for, how long drafts are waited for, and whether two rounds are in flight."""
+    monkeypatch.setattr(Speculation, "node_budget", lambda *_: NodeBudget.of(rng.choice([0, 3, 40, 200])))
+    monkeypatch.setattr(DraftStage, "_time_left", lambda *_: rng.choice([-1.0, 0.001, 60.0]))
+    monkeypatch.setattr(Speculation, "is_worth_waiting", lambda *_: rng.random() < 0.8)
+    monkeypatch.setattr(
+        Speculation, "choose_drafted", lambda _, ready, running: [s for s in ready if rng.random() < 0.9]
+    )
+    monkeypatch.setattr(SplitChooser, "choose", lambda *_: rng.choice([1, 2, 2]))
+
+
 @pytest.mark.parametrize(
-    ("strategy", "tree_budget", "num_prompts"),
-    [(Strategy.DRAFT_TREES, 64, NUM_PROMPTS), (Strategy.CHAIN, 7, NUM_PROMPTS), (Strategy.DRAFT_TREES, None, 15)],
-    ids=["trees", "chain", "as many as pay"],
+    ("strategy", "tree_budget", "num_prompts", "is_random"),
+    [
+        (Strategy.DRAFT_TREES, 64, NUM_PROMPTS, False),
+        (Strategy.CHAIN, 7, NUM_PROMPTS, False),
+        (Strategy.DRAFT_TREES, None, 15, False),
+        (Strategy.DRAFT_TREES, None, 15, True),
+    ],
+    ids=["trees", "chain", "as many as pay", "anything at random"],
 )
 async def test_every_budget_and_company_gives_the_tokens_of_plain_decoding(
-    tmp_path: Path, strategy: Strategy, tree_budget: int | None, num_prompts: int
+    tmp_path: Path,
+    strategy: Strategy,
+    tree_budget: int | None,
+    num_prompts: int,
+    is_random: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each output is decoded alone and plainly first; then all at once, budgets and temperatures mixed at random."""
+    if is_random:
+        choose_at_random(monkeypatch, random.Random(1))
     pair = make_tiny_pair(tmp_path, num_layers=2, target_layer_ids=(0, 1))
     rng = random.Random(7)
     plain: list[GenerationRequest] = []
