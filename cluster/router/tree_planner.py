@@ -155,8 +155,8 @@ class TreePlanner:
         return found
 
     def learn(self, planned: PlannedTrees, outcomes: Many[Outcome | None]) -> None:
-        """`outcomes`: of the trees, None for those that nothing is to be learned from. To be called before the next trees
-        of these sequences are built.
+        """`outcomes`: of the trees, None for those that teach nothing. To be called before the next trees of these
+        sequences are built.
 
         Of a large round some sequences are enough, drawn anew each time: what a round teaches, and what that costs,
         need not grow with the load.

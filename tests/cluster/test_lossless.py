@@ -6,6 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,12 @@ MAX_TOKENS = 16
 
 def choose_at_random(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     """Budgets, who is drafted for, how long drafts are waited for, and whether two rounds are in flight."""
-    monkeypatch.setattr(Speculation, "node_budget", lambda *_: NodeBudget.of(rng.choice([0, 3, 40, 200])))
+
+    def any_budget(*arguments: Any) -> NodeBudget:
+        most_nodes: int = arguments[-1]
+        return NodeBudget.of(min(rng.choice([0, 3, 40, 200]), most_nodes))
+
+    monkeypatch.setattr(Speculation, "node_budget", any_budget)
     monkeypatch.setattr(DraftStage, "_time_left", lambda *_: rng.choice([-1.0, 0.001, 60.0]))
     monkeypatch.setattr(Speculation, "is_worth_waiting", lambda *_: rng.random() < 0.8)
     monkeypatch.setattr(
