@@ -1,0 +1,63 @@
+"""The rates of all numbers of drafts and nodes, against a double loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.router.prospects import cycle_s, num_drafts_to_try, prospects, shape_at
+
+SIZES = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@given(
+    st.lists(st.floats(0.0, 10.0), max_size=12),
+    st.integers(0, 5),
+    st.integers(40, 300),
+    st.sampled_from([1, 2]),
+    st.integers(1, 256),
+)
+def test_the_best_of_every_number_of_drafts(
+    gains: list[float], undrafted: int, most_rows: int, num_micro_batches: int, most_nodes: int
+) -> None:
+    levels = np.sort(np.array(gains, np.float64))[::-1]
+    num_roots = len(levels) + undrafted + 1
+    verify_s = np.cumsum(np.random.default_rng(most_rows).random(most_rows + 1)) * 1e-3
+    counts = num_drafts_to_try(len(levels))
+    between_s = np.linspace(1e-3, 9e-3, len(counts))
+    found = prospects(levels, float(num_roots), num_roots, verify_s, between_s, num_micro_batches, most_nodes)
+    assert found.num_drafts.tolist() == counts.tolist()
+    for place, count in enumerate(counts.tolist()):
+        options = []
+        for index, size in enumerate(SIZES):
+            rows = num_roots + int(np.rint(count * size))
+            if size > most_nodes or (index > 0 and rows > most_rows):
+                continue
+            tokens = num_roots + sum(levels[:count]) * shape_at(size)
+            verify, between = verify_s[min(rows, most_rows)], between_s[place]
+            seconds = verify + between if num_micro_batches == 1 else max(verify, (verify + between) / 2)
+            options.append(tokens / seconds)
+        assert found.rates[place] == pytest.approx(max(options))
+
+
+def test_numbers_of_drafts() -> None:
+    assert num_drafts_to_try(0).tolist() == [0]
+    assert num_drafts_to_try(1).tolist() == [0, 1]
+    assert num_drafts_to_try(6).tolist() == [0, 1, 2, 4, 6]
+
+
+def test_more_nodes_bring_more_and_ever_less_more() -> None:
+    gains = [shape_at(size) for size in SIZES]
+    assert gains == sorted(gains)
+    assert shape_at(32) == 1.0
+    assert shape_at(1e-6) == gains[0]
+    assert shape_at(10_000) == gains[-1]
+
+
+def test_what_lies_between_rounds_hides_behind_the_other_half() -> None:
+    verify_s, between_s = np.array([0.01]), np.array([0.006])
+    assert cycle_s(verify_s, between_s, 1) == pytest.approx(0.016)
+    assert cycle_s(verify_s, between_s, 2) == pytest.approx(0.01)
+    assert cycle_s(verify_s, 5 * between_s, 2) == pytest.approx(0.02)
