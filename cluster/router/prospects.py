@@ -12,14 +12,14 @@ Longs = npt.NDArray[np.int64]
 
 # Tokens that a draft brings with so many nodes, over those with 32: half way between temperatures 0 and 1 as recorded
 # of the embedded pair (benchmarks/results/scores-cpu.json). Each sequence has its own level; the shape is taken as one.
-_NODES = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
+NODES = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
 _SHAPE = np.array([0.07, 0.14, 0.28, 0.45, 0.67, 0.81, 0.91, 1.0, 1.07, 1.12, 1.16])
-_LOG_NODES = np.log2(_NODES)
+_LOG_NODES = np.log2(NODES)
 
 
-def shape_at(nodes_per_draft: float) -> float:
+def shape_at(nodes_per_draft: Doubles) -> Doubles:
     """Of the gain at 32 nodes, the part that so many bring. Below a quarter of a node and above 256 as there."""
-    return float(np.interp(np.log2(max(nodes_per_draft, _NODES[0])), _LOG_NODES, _SHAPE))
+    return np.interp(np.log2(np.maximum(nodes_per_draft, NODES[0])), _LOG_NODES, _SHAPE)
 
 
 class Prospects(NamedTuple):
@@ -57,18 +57,17 @@ def prospects(
     verify_s: Doubles,  # [most rows + 1] by rows, roots included
     between_s: Doubles,  # [numbers of drafts to try], from a result to the next request
     num_micro_batches: int,
-    most_nodes: int,  # of one tree
+    nodes_per_draft: Doubles,  # to try, rising
 ) -> Prospects:
     """`between_s` goes with `num_drafts_to_try(len(levels))`."""
     counts = num_drafts_to_try(len(levels))
     gains = np.concatenate([np.zeros(1), np.cumsum(levels)])[counts]
-    sizes = max(most_nodes, 1) >= _NODES
-    rows = num_roots + np.rint(counts[:, None] * _NODES[None, sizes]).astype(np.int64)
-    tokens = sure_tokens + gains[:, None] * _SHAPE[None, sizes]
+    rows = num_roots + np.rint(counts[:, None] * nodes_per_draft[None]).astype(np.int64)
+    tokens = sure_tokens + gains[:, None] * shape_at(nodes_per_draft)[None]
     fits = rows < len(verify_s)
     fits[:, 0] = True  # as many nodes as fit, however few
     seconds = cycle_s(verify_s[np.minimum(rows, len(verify_s) - 1)], between_s[:, None], num_micro_batches)
     rates = np.where(fits, tokens / seconds, -np.inf)
     best = rates.argmax(axis=1)
     each = np.arange(len(counts))
-    return Prospects(counts, tokens[each, best], seconds[each, best], _NODES[best])
+    return Prospects(counts, tokens[each, best], seconds[each, best], nodes_per_draft[best])

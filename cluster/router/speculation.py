@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from cluster.router.latency import DraftTimeModel, RoundLoad, RoundTimeModel
 from cluster.router.links import TargetLink
-from cluster.router.prospects import Prospects, cycle_s, num_drafts_to_try, prospects, shape_at
+from cluster.router.prospects import NODES, Prospects, cycle_s, num_drafts_to_try, prospects, shape_at
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.tree_planner import Drafted, PlannedTrees, TreePlanner
@@ -54,9 +54,17 @@ class Speculation:
         self._mean_level = _FIRST_LEVEL
         self._num_gains = 0  # that were seen
         self._nodes_per_draft = 8.0
+        fixed = settings.tree_budget
+        sizes = NODES[settings.max_tree_nodes >= NODES] if fixed is None else np.array([float(max(1, fixed))])
+        self._sizes: Doubles = sizes  # nodes per draft that may be chosen
         self._mean_context = 0.0  # tokens before a root, in the last round
         self._trial_s = 0.0  # set aside and not used yet
         self.num_micro_batches = 1
+
+    @property
+    def _shape(self) -> float:
+        """Of the gain at 32 nodes, what the present number of nodes brings."""
+        return float(shape_at(np.array(self._nodes_per_draft)))
 
     def as_dict(self) -> dict[str, Any]:
         """What is known of the target at present, for export; times in seconds."""
@@ -88,7 +96,7 @@ class Speculation:
         half = (len(running) + 1) // 2
         one = self._prospects(levels, weight, len(running), 1)
         two = self._prospects(levels[::2], weight / 2, half, 2)
-        promised = float(two.rates.max() / one.rates.max())
+        promised = self._best_rate(two) / self._best_rate(one)
         kept: float = self._kept[1] ** belief / self._kept[0]
         return promised * kept
 
@@ -146,7 +154,7 @@ class Speculation:
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""
-        return sum(map(self._level, missing)) * shape_at(self._nodes_per_draft) > self.rate * seconds
+        return sum(map(self._level, missing)) * self._shape > self.rate * seconds
 
     def _prospects(self, levels: Doubles, weight: float, num_roots: int, num_micro_batches: int) -> Prospects:
         """Of rounds without prefill, at the context that the sequences have."""
@@ -154,8 +162,11 @@ class Speculation:
         fixed = RoundLoad(num_roots, num_roots, num_roots * context, num_roots * context)
         verify_s = self.verify_times.table(max(num_roots, min(info.max_rows, info.max_tree_rows)), fixed, context)
         between_s = np.array([self._between(int(count)) for count in num_drafts_to_try(len(levels))])
-        most_nodes = self._settings.max_tree_nodes
-        return prospects(levels, weight, num_roots, verify_s, between_s, num_micro_batches, most_nodes)
+        return prospects(levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
+
+    def _best_rate(self, found: Prospects) -> float:
+        """With a fixed budget everybody is drafted for."""
+        return float(found.rates.max() if self._settings.tree_budget is None else found.rates[-1])
 
     def _level(self, sequence: Sequence) -> float:
         """Tokens per round that its drafts would bring with 32 nodes, by what they have brought lately, weighted."""
@@ -201,7 +212,7 @@ class Speculation:
     def observe_draft(self, sequence: Sequence, expected_tokens: float, num_accepted: int) -> None:
         """What came of one sequence's draft: the mean of what was expected, which is less noisy, and what came."""
         gain = 0.5 * (expected_tokens - 1.0 + num_accepted)
-        level = gain / shape_at(self._nodes_per_draft)
+        level = gain / self._shape
         self._num_gains += 1
         self._mean_level += max(_MEAN_STEP, 1.0 / (self._num_gains + 1)) * (level - self._mean_level)
         before = self._mean_level if sequence.gain_level is None else sequence.gain_level
