@@ -19,7 +19,8 @@ _LOG_NODES = np.log2(NODES)
 
 def shape_at(nodes_per_draft: Doubles) -> Doubles:
     """Of the gain at 32 nodes, the part that so many bring. Below a quarter of a node and above 256 as there."""
-    return np.interp(np.log2(np.maximum(nodes_per_draft, NODES[0])), _LOG_NODES, _SHAPE)
+    shape: Doubles = np.interp(np.log2(np.maximum(nodes_per_draft, NODES[0])), _LOG_NODES, _SHAPE)
+    return shape
 
 
 class Prospects(NamedTuple):
