@@ -54,17 +54,13 @@ class Speculation:
         self._mean_level = _FIRST_LEVEL
         self._num_gains = 0  # that were seen
         self._nodes_per_draft = 8.0
+        self._shape = float(shape_at(np.array(self._nodes_per_draft)))  # of the gain at 32 nodes, what so many bring
         fixed = settings.tree_budget
         sizes = NODES[settings.max_tree_nodes >= NODES] if fixed is None else np.array([float(max(1, fixed))])
         self._sizes: Doubles = sizes  # nodes per draft that may be chosen
         self._mean_context = 0.0  # tokens before a root, in the last round
         self._trial_s = 0.0  # set aside and not used yet
         self.num_micro_batches = 1
-
-    @property
-    def _shape(self) -> float:
-        """Of the gain at 32 nodes, what the present number of nodes brings."""
-        return float(shape_at(np.array(self._nodes_per_draft)))
 
     def as_dict(self) -> dict[str, Any]:
         """What is known of the target at present, for export; times in seconds."""
@@ -137,8 +133,9 @@ class Speculation:
             return wanting
         if self.draft_times is None and wanting and (drafter := wanting[0].drafter) is not None:
             self.draft_times = DraftTimeModel(drafter.info.draft_times_us)
-        wanting.sort(key=self._level, reverse=True)
         levels = np.array([self._level(sequence) for sequence in wanting], np.float64)
+        order = np.argsort(-levels, kind="stable")
+        wanting, levels = [wanting[place] for place in order.tolist()], levels[order]
         weight = sum([sequence.weight for sequence in running])
         found = self._prospects(levels, weight, len(running), self.num_micro_batches)
         best = int(np.argmax(found.rates))
@@ -193,6 +190,7 @@ class Speculation:
         if planned.drafted:
             per_draft = sum(tree.num_nodes for tree in planned.trees) / len(planned.drafted)
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
+            self._shape = float(shape_at(np.array(self._nodes_per_draft)))
 
     def _observe_cycle(self, load: RoundLoad, num_blocks: int, taken_up_s: float) -> None:
         verify_s, between_s = np.array(self.verify_times.seconds(load)), np.array(self._between(num_blocks))
