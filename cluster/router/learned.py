@@ -15,7 +15,7 @@ from dflash_core.errors import DFlashError
 
 logger = logging.getLogger(__name__)
 
-_EVERY_S = 60.0
+_EVERY_S = 15.0
 
 
 class LearnedStore:
