@@ -11,7 +11,7 @@ import pytest
 from dflash_core.contracts import DraftRanking, SamplingParams
 from dflash_core.errors import InvalidSettings
 from dflash_core.trees.acceptance import NUM_CLASSES, AcceptanceModel, context_class
-from tests.core.tree_cases import random_model
+from tests.core.tree_examples import random_model
 
 
 def test_every_kind_of_sampling_has_a_class_of_its_own() -> None:

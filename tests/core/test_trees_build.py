@@ -14,7 +14,7 @@ from dflash_core.trees.acceptance import AcceptanceModel
 from dflash_core.trees.build import NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
 from dflash_core.trees.histories import TokenHistories
 from dflash_core.trees.structure import check_tree
-from tests.core.tree_cases import VOCAB, WINDOW, Case, budgets, cases, distinct_ids, log_probabilities
+from tests.core.tree_examples import VOCAB, WINDOW, Case, budgets, cases, distinct_ids, log_probabilities
 from tests.core.tree_search_oracle import (
     Node,
     best_value,

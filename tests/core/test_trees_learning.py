@@ -14,7 +14,7 @@ from dflash_core.trees.acceptance import AcceptanceModel
 from dflash_core.trees.build import NodeBudget, TreeBuilder, TreeCandidates
 from dflash_core.trees.learning import FADING, LOGIT_SCALE, MOST_BIAS, MOST_RANKS, MOST_SLOPE, STEP
 from dflash_core.trees.scoring import DEPTH_BIAS, DEPTH_SLOPE, MATCH_BIAS, MATCH_SLOPE, RANK_BIAS
-from tests.core.tree_cases import VOCAB, WINDOW, Case, cases
+from tests.core.tree_examples import VOCAB, WINDOW, Case, cases
 from tests.core.tree_search_oracle import slow_acceptance, slow_logit, slow_match, slow_rank_bucket, token_paths
 
 
