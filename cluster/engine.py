@@ -269,4 +269,4 @@ async def _close(pieces: AsyncGenerator[Piece]) -> None:
 def _engine_settings(settings: RouterSettings, strategy: Strategy, tree_budget: int | None) -> RouterSettings:
     """In one process a drafter is never a straggler: it waits for the same thread as the target."""
     timeout_ms = settings.round_timeout_ms
-    return replace(settings, strategy=strategy, tree_budget=tree_budget, draft_timeout_ms=timeout_ms)
+    return replace(settings, strategy=strategy, tree_budget=tree_budget, draft_timeout_ms=timeout_ms, always_waits=True)

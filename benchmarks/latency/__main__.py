@@ -105,6 +105,7 @@ def _router(target: ObservedTarget, drafter: ObservedDrafter, tree_budget: int) 
         tree_budget=tree_budget,
         micro_batches=1,
         draft_timeout_ms=_ROUND_TIMEOUT_MS,
+        always_waits=True,
         round_timeout_ms=_ROUND_TIMEOUT_MS,
     )
     router = Router(settings)

@@ -164,6 +164,7 @@ class Stage:
                 prefill_chunk_tokens=chunk_tokens,
                 # Sharing one thread with the target, a drafter is never a straggler.
                 draft_timeout_ms=_ROUND_TIMEOUT_MS,
+                always_waits=True,
                 round_timeout_ms=_ROUND_TIMEOUT_MS,
             )
         )

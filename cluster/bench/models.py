@@ -90,7 +90,7 @@ class BenchModels:
             )
         settings = arm.router_settings
         if self._options.one_thread:  # then a drafter is never a straggler
-            settings = replace(settings, draft_timeout_ms=settings.round_timeout_ms)
+            settings = replace(settings, draft_timeout_ms=settings.round_timeout_ms, always_waits=True)
         router = Router(settings)
         router.add_target(target)
         if arm.kind is not ArmKind.PLAIN:

@@ -132,6 +132,8 @@ class DraftStage:
     def _time_left(self, link: DrafterLink, entry: _InFlight, share: float) -> float:
         """Seconds until such a share of its answers would be there, with some slack for those that are on time."""
         num_blocks = max(1, len(entry.order.blocks))
+        if self._settings.always_waits:
+            return entry.sent_at + self._settings.draft_timeout_ms / 1e3 - now()
         patience = min(_SLACK * link.times.quantile(num_blocks, share), self._settings.draft_timeout_ms / 1e3)
         return entry.sent_at + patience - now()
 

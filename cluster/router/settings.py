@@ -29,6 +29,8 @@ class RouterSettings:
     draft_wait_ms: how long a drafter may hold a block whose context features have not arrived.
     draft_timeout_ms: how long a round waits for its drafts at most; it waits as long as that pays. Later ones go in
         with the root alone.
+    always_waits: each round waits for all of its drafts, up to draft_timeout_ms: where drafter and target share a
+        thread, a round that goes on without them only queues up behind them.
     failover_timeout_s: how long sequences wait for a target after theirs was lost.
     max_retries: how often one sequence is prefilled again after a fault before its request fails. Preemption is none.
     """
@@ -46,6 +48,7 @@ class RouterSettings:
     prefill_chunk_tokens: int = 512
     draft_wait_ms: int = 200
     draft_timeout_ms: int = 1_000
+    always_waits: bool = False
     round_timeout_ms: int = 60_000
     failover_timeout_s: float = 30.0
     max_retries: int = 8

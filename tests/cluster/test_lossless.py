@@ -102,6 +102,7 @@ async def test_every_budget_and_company_gives_the_tokens_of_plain_decoding(
         max_running=24,
         prefill_chunk_tokens=29,
         draft_timeout_ms=60_000,
+        always_waits=True,
     )
     router = Router(settings)
     with ThreadPoolExecutor(max_workers=1) as executor:

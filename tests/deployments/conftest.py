@@ -101,6 +101,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedApplicati
                     "target": str(pair.target),
                     "drafter": str(pair.drafter),
                     "served_model_name": "tiny",
+                    "tree_budget": 16,  # fixed, since speculation does not pay for models as small as these
                     "http_port": http_port,
                     "grpc_port": grpc_port,
                     "data_plane_ports": f"{data_port}-{data_port + 200}",
