@@ -30,6 +30,7 @@ class Prospects(NamedTuple):
     tokens: Doubles  # of a round, weighted
     seconds: Doubles  # of the target's time that a round takes up
     nodes_per_draft: Doubles
+    between_s: Doubles  # from a result to the next request
 
     @property
     def rates(self) -> Doubles:
@@ -71,4 +72,4 @@ def prospects(
     rates = np.where(fits, tokens / seconds, -np.inf)
     best = rates.argmax(axis=1)
     each = np.arange(len(counts))
-    return Prospects(counts, tokens[each, best], seconds[each, best], nodes_per_draft[best])
+    return Prospects(counts, tokens[each, best], seconds[each, best], nodes_per_draft[best], between_s)

@@ -31,9 +31,10 @@ _STEP = 0.15  # of moving averages
 _MEAN_STEP = 0.02
 _MOST_OFF = 2.0  # times: a round farther off than this says nothing of promises
 _FIRST_LEVEL = 2.0  # tokens per round that a draft with 32 nodes is thought to bring before any was seen
-# Of the time, what may be lost with drafts that are not thought to pay: it is saved up for a while, and what one trial
-# may be thought to lose is counted as some of its time at least.
-_TRIAL_SHARE, _MOST_TRIAL_S, _LEAST_TRIAL_SHARE = 0.01, 1.0, 0.1
+_TRIAL_SHARE, _MOST_TRIAL_S = (
+    0.015,
+    1.0,
+)  # of the time, for drafts that are not thought to pay; what is saved up at most
 
 
 class Speculation:
@@ -142,11 +143,12 @@ class Speculation:
         self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
             return wanting
-        # What trials of the others would cost: their time, less what they may be expected to bring.
-        costs = (found.seconds - found.seconds[best]) - (found.tokens - found.tokens[best]) / self.rate
-        affordable = best + int(np.flatnonzero(costs[best:] <= max(self._trial_s, 0.0))[-1])
-        if affordable > best:
-            self._trial_s -= max(float(costs[affordable]), _LEAST_TRIAL_SHARE * float(found.seconds[affordable]))
+        # What trials of the others may cost: what is thought to be lost, and the drafting itself in any case, since it
+        # is for want of trust in what is thought that they are made.
+        lost_s = (found.seconds - found.seconds[best]) - (found.tokens - found.tokens[best]) / self.rate
+        costs = np.maximum(lost_s, found.between_s - found.between_s[best])
+        affordable = best + int(np.flatnonzero(costs[best:] <= self._trial_s)[-1])
+        self._trial_s -= float(costs[affordable])
         return wanting[: found.num_drafts[affordable]]
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
