@@ -81,7 +81,7 @@ def test_same_tokens_whatever_is_chosen(seed: int, monkeypatch: pytest.MonkeyPat
 
 def test_a_slow_drafter_delays_its_own_sequences_and_loses_them() -> None:
     async def main() -> None:
-        async with make_world(3, tree_budget=None, draft_timeout_ms=500) as world:
+        async with make_world(3, draft_timeout_ms=500) as world:
             world.add_target(delay_s=0.01, num_blocks=400)
             quick = world.add_drafter(delay_s=0.002)
             slow = world.add_drafter(delay_s=0.002)
