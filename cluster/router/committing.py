@@ -137,7 +137,7 @@ def _commit_prefill(
     sequence: Sequence, chunk: Prefill, outcome: Outcome, keeper: SequenceKeeper, timings: RoundTimings
 ) -> list[int]:
     num_hit_tokens = outcome.num_hit_tokens
-    if not 0 <= num_hit_tokens < (chunk.num_known if chunk.start == 0 else 1):
+    if not chunk.may_hit(num_hit_tokens):
         keeper.prefill_again(
             sequence,
             f"{chunk.num_known} tokens to prefill from {chunk.start} on, {num_hit_tokens} of them cached",

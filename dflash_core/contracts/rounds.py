@@ -43,6 +43,10 @@ class Prefill:
         """How many `known_tokens` there are."""
         return len(self.token_ids) + len(self.following)
 
+    def may_hit(self, num_hit_tokens: int) -> bool:
+        """Whether a prefix cache may have so many: a row at least is computed, and only a first chunk can hit."""
+        return 0 <= num_hit_tokens < (self.num_known if self.start == 0 else 1)
+
     @property
     def known_tokens(self) -> TokenIds:
         """Of the positions from `start` on."""

@@ -48,7 +48,7 @@ class RoundLoad:
         prefills = (
             prefill.skip(outcome.num_hit_tokens)
             for prefill, outcome in zip(request.prefills, outcomes[:split], strict=True)
-            if outcome.status is OutcomeStatus.OK and 0 <= outcome.num_hit_tokens < _most_hits(prefill)
+            if outcome.status is OutcomeStatus.OK and prefill.may_hit(outcome.num_hit_tokens)
         )
         trees = [
             rows
@@ -56,8 +56,3 @@ class RoundLoad:
             if outcome.status is OutcomeStatus.OK
         ]
         return cls.planned(prefills, trees)
-
-
-def _most_hits(prefill: Prefill) -> int:
-    """One more than a prefix cache may have of a chunk: a row at least is computed, and only a first chunk can hit."""
-    return prefill.num_known if prefill.start == 0 else 1
