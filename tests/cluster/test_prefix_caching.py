@@ -205,7 +205,9 @@ async def test_a_hit_changes_no_acceptance(pair: TinyPair, temperature: float) -
     drafter = DrafterRunner.load(str(pair.drafter), str(pair.target), DRAFTER_SETTINGS)
     prompt = np.random.default_rng(2).integers(2, pair.settings.vocab_size, 100).astype(np.int32)
     sampling = SamplingParams(temperature=temperature, seed=5)
-    async with make_world(1, draft_timeout_ms=60_000, tree_budget=12, learns_acceptance=False) as world:
+    async with make_world(
+        1, draft_timeout_ms=60_000, always_waits=True, tree_budget=12, learns_acceptance=False
+    ) as world:
         with ThreadPoolExecutor(max_workers=1) as executor:
             add_models(world.router, runner, drafter, executor)
             for name in ("computed", "found"):
