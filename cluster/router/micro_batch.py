@@ -1,4 +1,4 @@
-"""One micro-batch of a target: some of its sequences, and their round loop, *plan → verify → commit → draft*."""
+"""One micro-batch of a target: some of its sequences, and their round loop, *draft → plan → verify → commit*."""
 
 from __future__ import annotations
 

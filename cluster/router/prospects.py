@@ -24,12 +24,11 @@ def shape_at(nodes_per_draft: Doubles) -> Doubles:
 
 
 class Prospects(NamedTuple):
-    """One entry per number of drafts, rising from 0, each with the nodes per draft that suit it best."""
+    """One entry per number of drafts, rising from 0, each with as many nodes per draft as suit it best."""
 
     num_drafts: Longs
     tokens: Doubles  # of a round, weighted
     seconds: Doubles  # of the target's time that a round takes up
-    nodes_per_draft: Doubles
     between_s: Doubles  # from a result to the next request
 
     @property
@@ -53,23 +52,23 @@ def cycle_s(verify_s: Doubles, between_s: Doubles, num_micro_batches: int) -> Do
 
 
 def prospects(
+    num_drafts: Longs,  # `num_drafts_to_try(len(levels))`
     levels: Doubles,  # [sequences that could be drafted], gains at 32 nodes, weighted, falling
     sure_tokens: float,  # of a round without drafts, weighted
     num_roots: int,
     verify_s: Doubles,  # [most rows + 1] by rows, roots included
-    between_s: Doubles,  # [numbers of drafts to try], from a result to the next request
+    between_s: Doubles,  # [len(num_drafts)], from a result to the next request
     num_micro_batches: int,
     nodes_per_draft: Doubles,  # to try, rising
 ) -> Prospects:
-    """`between_s` goes with `num_drafts_to_try(len(levels))`."""
-    counts = num_drafts_to_try(len(levels))
-    gains = np.concatenate([np.zeros(1), np.cumsum(levels)])[counts]
-    rows = num_roots + np.rint(counts[:, None] * nodes_per_draft[None]).astype(np.int64)
+    """Each number of drafts goes to those sequences that gain most."""
+    gains = np.concatenate([np.zeros(1), np.cumsum(levels)])[num_drafts]
+    rows = num_roots + np.rint(num_drafts[:, None] * nodes_per_draft[None]).astype(np.int64)
     tokens = sure_tokens + gains[:, None] * shape_at(nodes_per_draft)[None]
     fits = rows < len(verify_s)
     fits[:, 0] = True  # as many nodes as fit, however few
     seconds = cycle_s(verify_s[np.minimum(rows, len(verify_s) - 1)], between_s[:, None], num_micro_batches)
     rates = np.where(fits, tokens / seconds, -np.inf)
     best = rates.argmax(axis=1)
-    each = np.arange(len(counts))
-    return Prospects(counts, tokens[each, best], seconds[each, best], nodes_per_draft[best], between_s)
+    each = np.arange(len(num_drafts))
+    return Prospects(num_drafts, tokens[each, best], seconds[each, best], between_s)

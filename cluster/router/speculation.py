@@ -31,10 +31,8 @@ _STEP = 0.15  # of moving averages
 _MEAN_STEP = 0.02
 _MOST_OFF = 2.0  # times: a round farther off than this says nothing of promises
 _FIRST_LEVEL = 2.0  # tokens per round that a draft with 32 nodes is thought to bring before any was seen
-_TRIAL_SHARE, _MOST_TRIAL_S = (
-    0.015,
-    1.0,
-)  # of the time, for drafts that are not thought to pay; what is saved up at most
+_TRIAL_SHARE = 0.015  # of the time, for drafts that are not thought to pay
+_MOST_TRIAL_S = 1.0  # that is saved up for them
 
 
 class Speculation:
@@ -160,8 +158,9 @@ class Speculation:
         context, info = self._mean_context, self._link.info
         fixed = RoundLoad(num_roots, num_roots, num_roots * context, num_roots * context)
         verify_s = self.verify_times.table(max(num_roots, min(info.max_rows, info.max_tree_rows)), fixed, context)
-        between_s = np.array([self._between(int(count)) for count in num_drafts_to_try(len(levels))])
-        return prospects(levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
+        num_drafts = num_drafts_to_try(len(levels))
+        between_s = np.array([self._between(count) for count in num_drafts.tolist()])
+        return prospects(num_drafts, levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
 
     def _best_rate(self, found: Prospects) -> float:
         """With a fixed budget everybody is drafted for."""

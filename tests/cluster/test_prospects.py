@@ -26,7 +26,7 @@ def test_the_best_of_every_number_of_drafts(
     counts = num_drafts_to_try(len(levels))
     between_s = np.linspace(1e-3, 9e-3, len(counts))
     sizes = NODES[most_nodes >= NODES]
-    found = prospects(levels, float(num_roots), num_roots, verify_s, between_s, num_micro_batches, sizes)
+    found = prospects(counts, levels, float(num_roots), num_roots, verify_s, between_s, num_micro_batches, sizes)
     assert found.num_drafts.tolist() == counts.tolist()
     for place, count in enumerate(counts.tolist()):
         options = []
