@@ -20,6 +20,9 @@ from dflash_core.errors import Unavailable
 logger = logging.getLogger(__name__)
 
 _MOST_SKIPPED_ROUNDS = 15
+# So many rounds are drafters fed without being asked. Features cost the target, the network and the drafter; to catch
+# up later costs a round without a draft.
+MOST_UNASKED_ROUNDS = 8
 # Of a drafter's answers, those that are there when one may be expected, and nearly all. With some slack, since what is
 # cut off at a measured p95 is one answer in twenty that was on time.
 _EXPECTED_SHARE, _LATE_SHARE = 0.5, 0.95
@@ -157,7 +160,7 @@ class DraftStage:
             link = sequence.drafter
             if link is None or link in self._in_flight:
                 continue
-            if not sequence.drafter_knows:
+            if not sequence.drafter_knows and (self._speculation.is_paying or sequence.refill_from is not None):
                 self._open(sequence, orders.setdefault(link, _Order()))
                 if sequence.refill_from is not None:
                     continue  # its features come with the next round: a block would only wait for them
@@ -167,9 +170,21 @@ class DraftStage:
                 sequence.skip_drafts -= 1
             elif sequence.refill_from is None:
                 ready.append(sequence)
+        for sequence in ready:
+            sequence.num_unasked += 1
         for sequence in self._speculation.choose_drafted(ready, running):
             assert sequence.drafter is not None, f"{sequence.key} is ready without a drafter"
-            self._ask(sequence, orders.setdefault(sequence.drafter, _Order()))
+            sequence.num_unasked = 0
+            order = orders.setdefault(sequence.drafter, _Order())
+            if sequence.is_fed:
+                self._ask(sequence, order)
+            elif sequence.drafter_knows:
+                sequence.feed_again()
+            else:
+                self._open(sequence, order)
+        for sequence in ready:
+            if sequence.num_unasked >= MOST_UNASKED_ROUNDS and sequence.is_fed:
+                sequence.stop_feeding()
         return orders
 
     def _settle_drafter(self, sequence: Sequence) -> None:
@@ -265,10 +280,16 @@ class DraftStage:
         if sequence.drafter is link and sequence.drafter_knows:
             link.release(sequence.key)
             sequence.drafter_knows = False
+            if sequence.unfed_from is not None:
+                sequence.unfed_from = None  # all of it, if ever, when it is opened again
+                return
             self._needs_refill(sequence, link, 0, reason)
 
     def _needs_refill(self, sequence: Sequence, link: DrafterLink, from_position: int, reason: str) -> None:
         if sequence.drafter is not link or sequence.phase is Phase.DONE:
+            return
+        if sequence.unfed_from is not None:  # a late answer
+            sequence.unfed_from = min(sequence.unfed_from, from_position)
             return
         logger.info("sequence %s on drafter %r: %s; refilling", sequence.key, link.address, reason)
         sequence.refill_from = from_position

@@ -115,7 +115,7 @@ def _prefill_chunks(ready: list[Sequence], max_tokens: int) -> tuple[list[Sequen
                 is_last=end == total,
                 num_prompt_tokens=sequence.request.num_prompt_tokens,
                 sampling=sequence.request.sampling,
-                drafter_address=drafter.address if drafter is not None and sequence.drafter_knows else "",
+                drafter_address=drafter.address if drafter is not None and sequence.is_fed else "",
                 features_from=start,
                 following=sequence.tokens_between(end, total) if start == 0 else _NOTHING,
             )
@@ -129,6 +129,7 @@ def _refills(ready: list[Sequence]) -> tuple[Refill, ...]:
         drafter = sequence.drafter
         if sequence.refill_from is None or drafter is None or drafter.is_lost:
             continue
-        refills.append(Refill(sequence.key, sequence.refill_from, drafter.address))
+        address = drafter.address if sequence.unfed_from is None else ""
+        refills.append(Refill(sequence.key, sequence.refill_from, address))
         sequence.refill_from = None
     return tuple(refills)

@@ -60,6 +60,9 @@ class Sequence:
     refill_from: int | None = None  # first position whose feature the drafter lacks; goes with the next round
     skip_drafts: int = 0  # rounds to go on with the root alone, while a refill is on its way
     num_refills: int = 0  # in a row, without a draft in between
+    unfed_from: int | None = None  # first position whose features the target keeps to itself; None: all are sent
+    num_unasked: int = 0  # rounds in a row in which no draft of it was asked for
+    is_on_trial: bool = False  # its drafter catches up, so that it gets a draft whether that is thought to pay or not
     retries: int = 0
     deadline: float | None = None  # of the request, by the router's clock
     timer: asyncio.TimerHandle | None = None  # fires then
@@ -142,13 +145,34 @@ class Sequence:
             self.drafter.num_sequences -= 1
             self.drafter = None
 
+    @property
+    def is_fed(self) -> bool:
+        """Whether its features go to its drafter."""
+        return self.drafter_knows and self.unfed_from is None
+
+    @property
+    def num_unfed_tokens(self) -> int:
+        """Whose features the drafter would have to be sent before it can draft."""
+        if not self.drafter_knows:
+            return self.cached_len
+        return 0 if self.unfed_from is None else self.cached_len - self.unfed_from
+
+    def stop_feeding(self) -> None:
+        """The drafter keeps what it has; the target keeps the rest, until `feed_again`."""
+        self.refill_from = self.unfed_from = self.cached_len
+
+    def feed_again(self) -> None:
+        """What the drafter lacks comes with the next round."""
+        self.refill_from, self.unfed_from = self.unfed_from, None
+
     def _release_at_drafter(self, link: DrafterLink) -> None:
         if self.drafter_knows and not link.is_lost:
             link.release(self.key)
         self.drafter_knows = False
         self.draft = None
-        self.refill_from = None
-        self.skip_drafts = self.num_refills = 0
+        self.refill_from = self.unfed_from = None
+        self.skip_drafts = self.num_refills = self.num_unasked = 0
+        self.is_on_trial = False
 
     def next_attempt(self) -> None:
         """Forgets what target and drafter hold: they will be told anew, under a higher attempt."""

@@ -29,10 +29,13 @@ Doubles = npt.NDArray[np.float64]
 
 _STEP = 0.15  # of moving averages
 _MEAN_STEP = 0.02
-_MOST_OFF = 2.0  # times: a round farther off than this says nothing of promises
+_MOST_OFF = 1.5  # times: a round farther off than this says nothing of promises
+_KEPT_STEP, _FORGETTING = 0.05, 0.005  # per round: of promises kept, and back to those of the kind of round that is run
+_LEAST_ADVANTAGE = 1.03  # over plain decoding, to begin with drafts: what is promised is no better known than that
 _FIRST_LEVEL = 2.0  # tokens per round that a draft with 32 nodes is thought to bring before any was seen
 _TRIAL_SHARE = 0.015  # of the time, for drafts that are not thought to pay
 _MOST_TRIAL_S = 1.0  # that is saved up for them
+_FEEDING_ROWS = 0.125  # of the target's time for a row, what a drafter takes for a token's features: it has few layers
 
 
 class Speculation:
@@ -48,8 +51,9 @@ class Speculation:
         self.draft_times: DraftTimeModel | None = None  # with drafts; from the first one on
         self._plain_s = 1e-3  # without
         self.rate = 0.0  # λ
-        # The time that a round was thought to take up, over what it took; with one micro-batch, with two.
-        self._kept = [1.0, 1.0]
+        # The time that a round was thought to take up, over what it took: with one micro-batch or two, without drafts
+        # or with. What the parts do not tell, such as drafter and target sharing a processor, shows in their sum.
+        self._kept: Doubles = np.ones((2, 2))
         self._mean_level = _FIRST_LEVEL
         self._num_gains = 0  # that were seen
         self._nodes_per_draft = 8.0
@@ -59,6 +63,8 @@ class Speculation:
         self._sizes: Doubles = sizes  # nodes per draft that may be chosen
         self._mean_context = 0.0  # tokens before a root, in the last round
         self._trial_s = 0.0  # set aside and not used yet
+        self._feeding_s = 0.0  # what it costs to send a token's features later on
+        self.is_paying = True  # drafts, for some sequence at least, as far as known
         self.num_micro_batches = 1
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,7 +77,7 @@ class Speculation:
             "nodes_per_draft": self._nodes_per_draft,
             "verify_times": self.verify_times.as_dict(),
             "between_with_drafts": None if self.draft_times is None else self.draft_times.as_dict(),
-            "kept_promises": list(self._kept),
+            "kept_promises": self._kept.tolist(),
             "between_without_drafts_s": self._plain_s,
         }
 
@@ -79,8 +85,7 @@ class Speculation:
         """The rate with two micro-batches over that with one, by the times of both, each with the drafts and nodes that
         suit it best.
 
-        `belief`, 0 … 1: in what was seen of two. What the times do not say, such as drafter and target sharing a
-        processor, shows in rounds that take up more time than promised.
+        `belief`, 0 … 1: in what was seen of two.
         """
         running = [sequence for sequence in self._link.sequences if sequence.phase is Phase.RUNNING]
         if len(running) < 2:
@@ -90,10 +95,8 @@ class Speculation:
         weight = sum([sequence.weight for sequence in running])
         half = (len(running) + 1) // 2
         one = self._prospects(levels, weight, len(running), 1)
-        two = self._prospects(levels[::2], weight / 2, half, 2)
-        promised = self._best_rate(two) / self._best_rate(one)
-        kept: float = self._kept[1] ** belief / self._kept[0]
-        return promised * kept
+        two = self._prospects(levels[::2], weight / 2, half, 2, belief)
+        return self._best_rate(two) / self._best_rate(one)
 
     # --- nodes
 
@@ -112,7 +115,8 @@ class Speculation:
         most = min(most_nodes, sum(self._planner.most_nodes(entry.sequence) for entry in drafted))
         table = self.verify_times.table(fixed.num_rows + most, fixed, mean_context)
         between_s = np.array(self._between(len(drafted)))
-        return NodeBudget(cycle_s(table[fixed.num_rows :], between_s, self.num_micro_batches), self.rate)
+        cost_s = cycle_s(table[fixed.num_rows :], between_s, self.num_micro_batches)
+        return NodeBudget(cost_s / self._kept[self.num_micro_batches - 1, 1], self.rate)
 
     def _between(self, num_blocks: int) -> float:
         if num_blocks == 0 or self.draft_times is None:
@@ -138,29 +142,57 @@ class Speculation:
         weight = sum([sequence.weight for sequence in running])
         found = self._prospects(levels, weight, len(running), self.num_micro_batches)
         best = int(np.argmax(found.rates))
+        if not self.is_paying and found.rates[best] < _LEAST_ADVANTAGE * found.rates[0]:
+            best = 0
         self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
             return wanting
-        # What trials of the others may cost: what is thought to be lost, and the drafting itself in any case, since it
-        # is for want of trust in what is thought that they are made.
+        self.is_paying = best > 0
+        num_chosen = int(found.num_drafts[best])
+        others = wanting[num_chosen:]
+        due = [sequence for sequence in others if sequence.is_on_trial]
+        for sequence in wanting:
+            sequence.is_on_trial = False
+        return wanting[:num_chosen] + (due or self._trials(others, found, best))
+
+    def _trials(self, others: list[Sequence], found: Prospects, best: int) -> list[Sequence]:
+        """Of those that are not thought worth a draft, who gets one nevertheless: as many as the time set aside pays
+        for. One that has to catch up first is on trial until it has its draft.
+
+        They cost what is thought to be lost by them, and the drafting itself in any case, since it is for want of trust
+        in what is thought that they are made; and that drafters are told what they have not been sent.
+        """
+        if not others:
+            return []
         lost_s = (found.seconds - found.seconds[best]) - (found.tokens - found.tokens[best]) / self.rate
-        costs = np.maximum(lost_s, found.between_s - found.between_s[best])
-        affordable = best + int(np.flatnonzero(costs[best:] <= self._trial_s)[-1])
+        costs = np.maximum(lost_s, found.between_s - found.between_s[best])[best:]
+        num_tried = found.num_drafts[best:] - found.num_drafts[best]
+        unfed = np.cumsum([0, *[sequence.num_unfed_tokens for sequence in others]])[num_tried]
+        costs = costs + unfed * self._feeding_s
+        affordable = int(np.flatnonzero(costs <= self._trial_s)[-1])
         self._trial_s -= float(costs[affordable])
-        return wanting[: found.num_drafts[affordable]]
+        tried = others[: num_tried[affordable]]
+        for sequence in tried:
+            sequence.is_on_trial = not sequence.is_fed
+        return tried
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""
         return sum(map(self._level, missing)) * self._shape > self.rate * seconds
 
-    def _prospects(self, levels: Doubles, weight: float, num_roots: int, num_micro_batches: int) -> Prospects:
+    def _prospects(
+        self, levels: Doubles, weight: float, num_roots: int, num_micro_batches: int, belief: float = 1.0
+    ) -> Prospects:
         """Of rounds without prefill, at the context that the sequences have."""
         context, info = self._mean_context, self._link.info
         fixed = RoundLoad(num_roots, num_roots, num_roots * context, num_roots * context)
         verify_s = self.verify_times.table(max(num_roots, min(info.max_rows, info.max_tree_rows)), fixed, context)
+        self._feeding_s = _FEEDING_ROWS * float(verify_s[-1] - verify_s[num_roots]) / max(1, len(verify_s) - num_roots)
         num_drafts = num_drafts_to_try(len(levels))
         between_s = np.array([self._between(count) for count in num_drafts.tolist()])
-        return prospects(num_drafts, levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
+        found = prospects(num_drafts, levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
+        kept = self._kept[num_micro_batches - 1] ** belief
+        return found._replace(seconds=found.seconds / np.where(num_drafts == 0, kept[0], kept[1]))
 
     def _best_rate(self, found: Prospects) -> float:
         """With a fixed budget everybody is drafted for."""
@@ -197,8 +229,9 @@ class Speculation:
         verify_s, between_s = np.array(self.verify_times.seconds(load)), np.array(self._between(num_blocks))
         promised_s = float(cycle_s(verify_s, between_s, self.num_micro_batches))
         kept = min(max(promised_s / max(taken_up_s, 1e-9), 1.0 / _MOST_OFF), _MOST_OFF)
-        index = self.num_micro_batches - 1
-        self._kept[index] += _STEP * (kept - self._kept[index])
+        mine, used = self._kept[self.num_micro_batches - 1], int(num_blocks > 0)
+        mine[used] += _KEPT_STEP * (kept - mine[used])
+        mine[1 - used] += _FORGETTING * (mine[used] - mine[1 - used])
 
     def observe_between(self, num_blocks: int, seconds: float) -> None:
         """From a round's result to the request of the next."""

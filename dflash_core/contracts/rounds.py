@@ -78,7 +78,8 @@ class TreeRows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Refill:
-    """Asks the target to send a sequence's features from `from_position` on, now and henceforth, to a drafter."""
+    """Asks the target to send a sequence's features from `from_position` on, now and henceforth, to a drafter; to none
+    where the address is empty, until another refill."""
 
     key: SequenceKey
     from_position: int

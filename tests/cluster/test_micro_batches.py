@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulate.clock import run_virtually
+from cluster.router import drafting
 from cluster.router.export import learned as known
 from cluster.router.speculation import Speculation
 from cluster.router.splitting import SplitChooser
@@ -54,7 +55,8 @@ def test_one_round_in_flight_where_no_more_is_allowed() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_same_tokens_whatever_is_chosen(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random budgets, drafts, splits and waits, with late, lost and reordered features and pools that are too small."""
+    """Random budgets, drafts, splits, waits and pauses in feeding, with late, lost and reordered features, and pools
+    that are too small."""
     rng = random.Random(seed)
 
     def any_budget(self: Speculation, *arguments: object) -> NodeBudget:
@@ -67,6 +69,7 @@ def test_same_tokens_whatever_is_chosen(seed: int, monkeypatch: pytest.MonkeyPat
         "choose_drafted",
         lambda self, ready, num_sequences: [sequence for sequence in ready if rng.random() < 0.8],
     )
+    monkeypatch.setattr(drafting, "MOST_UNASKED_ROUNDS", rng.choice([1, 2, 8]))
     monkeypatch.setattr(SplitChooser, "choose", lambda *_: rng.choice([1, 2]))
 
     async def main() -> None:

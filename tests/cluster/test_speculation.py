@@ -47,7 +47,10 @@ class Setup:
     def sequence(name: str, max_tokens: int = 100, latency_class: LatencyClass = LatencyClass.STANDARD) -> Sequence:
         token_ids = np.array([5, 6, 7], np.int32)
         request = GenerationRequest(name, token_ids, 3, max_tokens, SamplingParams(), latency_class=latency_class)
-        return Sequence(request, Client(), SequenceKey(name, 1), 0.0, token_ids.tolist(), phase=Phase.RUNNING)
+        key = SequenceKey(name, 1)
+        return Sequence(
+            request, Client(), key, 0.0, token_ids.tolist(), phase=Phase.RUNNING, drafter_knows=True, cached_len=2
+        )
 
     def run_plainly(self, num_rounds: int = NUM_ROUNDS) -> None:
         planned = PlannedTrees([root_only(7)] * len(self.sequences))

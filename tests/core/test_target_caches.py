@@ -101,6 +101,24 @@ def test_a_refill_sends_from_there_on_to_the_new_drafter_only() -> None:
     assert run(subject.runner, refills=(lower_attempt,)).context == {}
 
 
+def test_features_for_nobody_stay_in_the_pages_until_they_are_asked_for() -> None:
+    subject, prompt = make_subject(), random_prompt(0, 9)
+    tokens, chunks = decode_with_trees(subject, prompt, 3, "d")
+    done = run(subject.runner, refills=(Refill(KEY, len(prompt) + len(tokens) - 1, ""),))
+    assert done.context == {}
+    for _ in range(3):
+        root = DraftTree(np.array(tokens[-1:], np.int32), np.zeros(1, np.int32))
+        done = run(subject.runner, trees=(TreeRows(KEY, len(prompt) + len(tokens) - 1, root),))
+        assert done.context == {}
+        tokens.append(ok(done.result.outcomes[0]).bonus_token)
+    begin = sum(chunk.features.shape[0] for chunk in chunks)
+    done = run(subject.runner, refills=(Refill(KEY, begin, "d"),))
+    positions, features = positions_and_features([*chunks, *done.context["d"]])
+    committed = [*prompt.tolist(), *tokens[:-1]]
+    assert positions == list(range(len(committed)))
+    torch.testing.assert_close(features, dense_features(subject, committed), rtol=1e-4, atol=1e-5)
+
+
 def test_features_the_drafter_has_are_not_sent() -> None:
     subject, prompt = make_subject(), random_prompt(0, 12)
     done = run(subject.runner, prefills=(prefill_of(KEY, prompt, drafter_address="d", features_from=7),))
