@@ -11,12 +11,16 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from cluster.bench.arms import Cell
 from cluster.bench.samples import Decoded, GroupPrompt
 from cluster.router.timeline import Timeline
 
 
 class HuggingFaceDecoder:
-    """The same checkpoint, dtype, device and threads as the other arms. A group is one batch, padded on the left."""
+    """The same checkpoint, dtype, device and threads as the other arms.
+
+    Batches are padded on the left, and the next one begins when all of a batch have ended.
+    """
 
     def __init__(
         self,
@@ -32,17 +36,24 @@ class HuggingFaceDecoder:
         self._eos = frozenset(eos_token_ids)
         self._executor = executor
 
-    async def decode(self, prompts: list[GroupPrompt], temperature: float, timeline: Timeline | None) -> Decoded:
+    async def decode(self, prompts: list[GroupPrompt], cell: Cell, timeline: Timeline | None) -> Decoded:
         """Draws nothing: it has no rounds.
 
         Raises ValueError for a temperature other than 0: its sampling is not ours.
         """
-        if temperature != 0.0:
-            raise ValueError(f"the Hugging Face arm is greedy, got temperature {temperature}")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._generate, prompts)
+        if cell.temperature != 0.0:
+            raise ValueError(f"the Hugging Face arm is greedy, got temperature {cell.temperature}")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._decode, prompts, cell.concurrency)
 
-    def _generate(self, prompts: list[GroupPrompt]) -> Decoded:
+    def _decode(self, prompts: list[GroupPrompt], concurrency: int) -> Decoded:
         begin = time.perf_counter()
+        outputs: list[tuple[int, ...]] = []
+        for start in range(0, len(prompts), concurrency):
+            outputs += self._generate(prompts[start : start + concurrency])
+        seconds = time.perf_counter() - begin
+        return Decoded(seconds, sum(map(len, outputs)), tuple(outputs))
+
+    def _generate(self, prompts: list[GroupPrompt]) -> list[tuple[int, ...]]:
         longest = max(len(prompt.token_ids) for prompt in prompts)
         input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
         mask = torch.zeros_like(input_ids)
@@ -60,8 +71,7 @@ class HuggingFaceDecoder:
                 input_ids.to(self._device), attention_mask=mask.to(self._device), generation_config=config
             )
         rows = output[:, longest:].tolist()
-        seconds = time.perf_counter() - begin
-        return Decoded(seconds, tuple(self._cut(row, prompt) for row, prompt in zip(rows, prompts, strict=True)))
+        return [self._cut(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
 
     def _cut(self, row: list[int], prompt: GroupPrompt) -> tuple[int, ...]:
         """Without the padding after the first end-of-text token, or what the batch wrote beyond this prompt's own."""

@@ -1,5 +1,8 @@
 """The order of a run: every arm decodes a group of prompts before the next group comes.
 
+A group is twice as many prompts as a cell has requests at a time, so that they begin and end at different times, as
+under lasting load.
+
 So whatever else the machine does for a while hits all arms alike, and times compare pair by pair. The arm that goes
 first rotates from group to group.
 """
@@ -8,12 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.bench.arms import Arm, Cell
 from cluster.bench.samples import Decoder, GroupPrompt, Sample
 from cluster.router.clock import now
 from cluster.router.timeline import Span, Timeline
+
+_PROMPTS_PER_PLACE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +36,17 @@ class RunPlan:
 
     def groups(self, cell: Cell) -> list[list[GroupPrompt]]:
         """What a cell decodes, a group at a time."""
-        groups = groups_of(self.prompts, cell.concurrency)
-        return groups if self.max_prompts is None else groups[: max(1, self.max_prompts // cell.concurrency)]
+        size = 1 if cell.concurrency == 1 else _PROMPTS_PER_PLACE * cell.concurrency
+        groups = groups_of(self.prompts, size)
+        return groups if self.max_prompts is None else groups[: max(1, self.max_prompts // size)]
 
 
-def groups_of(prompts: Sequence[GroupPrompt], concurrency: int) -> list[list[GroupPrompt]]:
-    """Consecutive groups of `concurrency` prompts; the last one may be smaller."""
-    return [list(prompts[start : start + concurrency]) for start in range(0, len(prompts), concurrency)]
+def groups_of(prompts: Sequence[GroupPrompt], size: int) -> list[list[GroupPrompt]]:
+    """Consecutive groups of `size` prompts. The last one is filled up from the first prompts, with other seeds."""
+    num_groups = -(-len(prompts) // size)
+    rounds = range(-(-num_groups * size // len(prompts)))
+    cycled = [replace(prompt, seed=prompt.seed + turn * len(prompts)) for turn in rounds for prompt in prompts]
+    return [cycled[start : start + size] for start in range(0, num_groups * size, size)]
 
 
 def rotated(arms: tuple[Arm, ...], by: int) -> tuple[Arm, ...]:
@@ -65,7 +74,7 @@ async def run(
                 drawn = timeline if group == 0 and repeat == plan.repeats - 1 else None
                 for arm in rotated(arms, group + repeat):
                     begin_s = now()
-                    decoded = await decoders[arm].decode(prompts, cell.temperature, drawn)
+                    decoded = await decoders[arm].decode(prompts, cell, drawn)
                     if drawn is not None:
                         numbers = {"temperature": cell.temperature, "concurrency": cell.concurrency}
                         drawn.add("bench", "bench", Span(arm.name, begin_s, now(), numbers))
@@ -73,9 +82,9 @@ async def run(
 
 
 async def warm_up(plan: RunPlan, decoders: Mapping[Arm, Decoder]) -> AsyncIterator[Arm]:
-    """Lets each arm decode the first group of each of its cells, unmeasured: compilation, caches, page faults."""
+    """Lets each arm decode the first prompts of each of its cells, unmeasured: compilation, caches, page faults."""
     for cell, arms in plan.arms.items():
-        prompts = plan.groups(cell)[0]
+        prompts = plan.groups(cell)[0][: cell.concurrency]
         for arm in arms:
-            await decoders[arm].decode(prompts, cell.temperature, None)
+            await decoders[arm].decode(prompts, cell, None)
             yield arm

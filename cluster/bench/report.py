@@ -143,6 +143,7 @@ def _sample(sample: Sample) -> dict[str, Any]:
         "repeat": sample.repeat,
         "group": sample.group,
         "seconds": decoded.seconds,
+        "timed_tokens": decoded.timed_tokens,
         "num_tokens": decoded.num_tokens,
         "accepted_tokens": decoded.accepted_tokens,
         "verified_trees": decoded.verified_trees,

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from cluster.bench.arms import Cell
 from cluster.bench.samples import Decoded, GroupPrompt
 from cluster.requests import GenerationRequest, GenerationStatistics, TokenEvent
 from cluster.router import Router
@@ -16,23 +17,37 @@ from cluster.transports.runner_protocols import TargetModelRunner
 from dflash_core.contracts import SamplingParams
 
 
-class _Collector:
-    """The sink of one group: its outputs and statistics, and a future for the end of the last one."""
+class _Client:
+    """Keeps so many requests of a group running; their outputs and statistics, and a future for the end of the last."""
 
-    def __init__(self, num_sequences: int) -> None:
-        self.outputs: list[list[int]] = [[] for _ in range(num_sequences)]
+    def __init__(self, router: Router, requests: list[GenerationRequest], concurrency: int) -> None:
+        self._router = router
+        self._waiting = requests[::-1]
+        self.outputs: list[list[int]] = [[] for _ in requests]
         self.statistics: list[GenerationStatistics] = []
-        self.done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.seconds = 0.0  # see `Decoded`
+        self.timed_tokens = 0
+        self._begin = time.perf_counter()
+        for _ in range(min(concurrency, len(requests))):
+            router.submit(self._waiting.pop(), self)
 
     def put(self, events: list[TokenEvent]) -> None:
+        num_ended = 0
         for event in events:
             if event.error is not None and not self.done.done():
                 self.done.set_exception(event.error)
             self.outputs[int(event.sequence_id)] += event.token_ids.tolist()
             if event.statistics is not None:
                 self.statistics.append(event.statistics)
+                num_ended += 1
+        if num_ended > len(self._waiting) and not self.seconds:
+            self.seconds = time.perf_counter() - self._begin
+            self.timed_tokens = sum(map(len, self.outputs))
+        for _ in range(min(num_ended, len(self._waiting))):
+            self._router.submit(self._waiting.pop(), self)
         if len(self.statistics) == len(self.outputs) and not self.done.done():
-            self.done.set_result(time.perf_counter())
+            self.done.set_result(None)
 
 
 class RouterDecoder:
@@ -42,15 +57,14 @@ class RouterDecoder:
         self._router = router
         self._runner = runner
 
-    async def decode(self, prompts: list[GroupPrompt], temperature: float, timeline: Timeline | None) -> Decoded:
-        collector = _Collector(len(prompts))
+    async def decode(self, prompts: list[GroupPrompt], cell: Cell, timeline: Timeline | None) -> Decoded:
         requests = [
             GenerationRequest(
                 sequence_id=str(index),
                 token_ids=np.asarray(prompt.token_ids, dtype=np.int32),
                 num_prompt_tokens=len(prompt.token_ids),
                 max_tokens=prompt.max_tokens,
-                sampling=SamplingParams(temperature=temperature, seed=prompt.seed),
+                sampling=SamplingParams(temperature=cell.temperature, seed=prompt.seed),
                 stop_token_ids=self._runner.info.eos_token_ids,
             )
             for index, prompt in enumerate(prompts)
@@ -58,21 +72,20 @@ class RouterDecoder:
         timings = self._router.timings
         timings.reset()
         timings.timeline = timeline
-        begin = time.perf_counter()
-        for request in requests:
-            self._router.submit(request, collector)
+        client = _Client(self._router, requests, cell.concurrency)
         try:
-            end = await collector.done
+            await client.done
         finally:
-            self._router.release_client(collector)
+            self._router.release_client(client)
         # A prefill is a round too, but verifies nothing.
-        verified_trees = sum(statistics.rounds - 1 for statistics in collector.statistics)
+        verified_trees = sum(statistics.rounds - 1 for statistics in client.statistics)
         decoded = Decoded(
-            seconds=end - begin,
-            outputs=tuple(map(tuple, collector.outputs)),
+            seconds=client.seconds,
+            timed_tokens=client.timed_tokens,
+            outputs=tuple(map(tuple, client.outputs)),
             verified_trees=verified_trees,
-            accepted_tokens=sum(statistics.accepted_tokens for statistics in collector.statistics),
-            tree_nodes=sum(statistics.tree_nodes for statistics in collector.statistics),
+            accepted_tokens=sum(statistics.accepted_tokens for statistics in client.statistics),
+            tree_nodes=sum(statistics.tree_nodes for statistics in client.statistics),
             rounds=timings.rounds,
             stage_us={name: stage.total_us for name, stage in timings.stages.items() if name != IDLE},
         )

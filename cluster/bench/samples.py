@@ -21,9 +21,14 @@ class GroupPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The outputs of one group, and what they cost. Counts are sums over the group's sequences."""
+    """The outputs of one group, and what they cost. Counts are sums over the group's sequences.
 
-    seconds: float  # from the first submission to the last token
+    Timed while there are as many requests at a time as the cell says: what a server does when the last of them run out
+    says nothing about that load.
+    """
+
+    seconds: float  # from the first submission to the first end after which no further request begins
+    timed_tokens: int  # written in that time
     outputs: tuple[tuple[int, ...], ...]  # in the order of the prompts
     verified_trees: int = 0  # rounds of each sequence after its prefill
     accepted_tokens: int = 0
@@ -35,12 +40,18 @@ class Decoded:
     def num_tokens(self) -> int:
         return sum(len(output) for output in self.outputs)
 
+    @property
+    def tokens_per_second(self) -> float:
+        return self.timed_tokens / self.seconds
+
 
 class Decoder(Protocol):
     """One arm, ready to decode."""
 
-    async def decode(self, prompts: list[GroupPrompt], temperature: float, timeline: Timeline | None) -> Decoded:
-        """Decodes all prompts at the same time, and draws its rounds, where it has any, on the timeline.
+    async def decode(self, prompts: list[GroupPrompt], cell: Cell, timeline: Timeline | None) -> Decoded:
+        """Decodes the prompts, `cell.concurrency` at a time: as one ends the next begins.
+
+        Draws its rounds, where it has any, on the timeline.
 
         Raises the `DFlashError` of the first that failed.
         """

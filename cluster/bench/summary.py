@@ -5,11 +5,11 @@ from __future__ import annotations
 import operator
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster.bench.arms import HUGGING_FACE, PLAIN, Arm, Cell
-from cluster.bench.samples import Sample
+from cluster.bench.samples import Decoded, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Row:
 
     cell: Cell
     arm: Arm
-    tokens_per_second: float  # tokens of all groups over the sum of each group's median time
+    tokens_per_second: float  # of all groups, each by its median over repeats
     acceptance_length: float | None  # tokens per sequence and round after the prefill; None where none are counted
     nodes_per_round: float
     num_tokens: int  # of one repeat
@@ -76,17 +76,13 @@ def _row(cell: Cell, arm: Arm, mine: list[Sample], by_arm: dict[tuple[Cell, Arm]
 
 
 def _rate(samples: Sequence[Sample]) -> float:
-    tokens = statistics.fmean(_totals(samples, lambda sample: float(sample.decoded.num_tokens)).values())
-    seconds = statistics.fmean(_totals(samples, lambda sample: sample.decoded.seconds).values())
-    return tokens / seconds
-
-
-def _totals(samples: Sequence[Sample], value: Callable[[Sample], float]) -> dict[int, float]:
-    """The median over repeats of `value`, by group."""
-    by_group: dict[int, list[float]] = defaultdict(list)
+    """Tokens of all groups over their times, each by its median over repeats."""
+    by_group: dict[int, list[Decoded]] = defaultdict(list)
     for sample in samples:
-        by_group[sample.group].append(value(sample))
-    return {group: statistics.median(values) for group, values in by_group.items()}
+        by_group[sample.group].append(sample.decoded)
+    tokens = [statistics.fmean(d.timed_tokens for d in decoded) for decoded in by_group.values()]
+    rates = [statistics.median(d.tokens_per_second for d in decoded) for decoded in by_group.values()]
+    return sum(tokens) / sum(num / rate for num, rate in zip(tokens, rates, strict=True))
 
 
 def _ratio(mine: Sequence[Sample], others: Sequence[Sample]) -> Ratio | None:
@@ -98,8 +94,7 @@ def _ratio(mine: Sequence[Sample], others: Sequence[Sample]) -> Ratio | None:
     for sample in mine:
         other = theirs.get((sample.repeat, sample.group))
         if other is not None:
-            ours = sample.decoded
-            pairs.append((ours.num_tokens / ours.seconds) / (other.num_tokens / other.seconds))
+            pairs.append(sample.decoded.tokens_per_second / other.tokens_per_second)
     low, middle, high = statistics.quantiles(pairs, n=4, method="inclusive") if len(pairs) > 1 else pairs * 3
     return Ratio(_rate(mine) / _rate(others), low, middle, high)
 

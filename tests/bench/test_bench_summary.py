@@ -24,6 +24,7 @@ def _sample(arm: Arm, repeat: int, group: int, seconds: float, output: tuple[int
     drafted = arm == TREE
     decoded = Decoded(
         seconds,
+        len(output),
         (output,),
         verified_trees=2 if drafted else 3,
         accepted_tokens=1 if drafted else 0,
@@ -130,7 +131,7 @@ def test_settings_of_an_arm() -> None:
 
 
 def _rates(cell: Cell, rates: dict[Arm, float]) -> list[Sample]:
-    return [Sample(cell, arm, 0, 0, Decoded(12.0 / rate, ((1,) * 12,))) for arm, rate in rates.items()]
+    return [Sample(cell, arm, 0, 0, Decoded(12.0 / rate, 12, ((1,) * 12,))) for arm, rate in rates.items()]
 
 
 def test_adaptive_is_compared_with_the_best_of_each_cell_and_the_best_single_setting() -> None:
@@ -168,9 +169,9 @@ class _Recorder:
     def __init__(self, name: str, calls: list[tuple[str, int]]) -> None:
         self._name, self._calls = name, calls
 
-    async def decode(self, prompts: list[GroupPrompt], temperature: float, timeline: Timeline | None) -> Decoded:
+    async def decode(self, prompts: list[GroupPrompt], cell: Cell, timeline: Timeline | None) -> Decoded:
         self._calls.append((self._name, prompts[0].seed))
-        return Decoded(1.0, tuple((0,) for _ in prompts))
+        return Decoded(1.0, 1, tuple((0,) for _ in prompts))
 
 
 @pytest.mark.parametrize(
@@ -192,22 +193,31 @@ async def test_a_cell_decodes_fewer_groups_where_it_is_told_to(
 async def test_every_arm_decodes_a_group_before_the_next_group_comes() -> None:
     arms = (PLAIN, TREE)
     calls: list[tuple[str, int]] = []
-    prompts = tuple(GroupPrompt((1,), 4, seed) for seed in range(3))
+    prompts = tuple(GroupPrompt((1,), 4, seed) for seed in range(6))
     plan = RunPlan(prompts, {Cell(0.0, 2): arms}, repeats=2)
     samples = [sample async for sample in run(plan, {arm: _Recorder(arm.name, calls) for arm in arms})]
     assert len(samples) == plan.num_samples == 8
-    assert [len(group) for group in groups_of(prompts, 2)] == [2, 1]
     # The first arm rotates; both decode a group next to each other.
     assert calls == [
-        ("plain", 0), ("tree 8", 0), ("tree 8", 2), ("plain", 2),
-        ("tree 8", 0), ("plain", 0), ("plain", 2), ("tree 8", 2),
+        ("plain", 0), ("tree 8", 0), ("tree 8", 4), ("plain", 4),
+        ("tree 8", 0), ("plain", 0), ("plain", 4), ("tree 8", 4),
     ]  # fmt: skip
 
 
 def test_a_cell_decodes_a_group_at_least() -> None:
     prompts = tuple(GroupPrompt((1,), 4, seed) for seed in range(12))
     plan = RunPlan(prompts, {}, repeats=1, max_prompts=4)
-    assert [len(plan.groups(Cell(0.0, concurrency))) for concurrency in (1, 2, 3, 8, 16)] == [4, 2, 1, 1, 1]
+    assert [len(plan.groups(Cell(0.0, concurrency))) for concurrency in (1, 2, 3, 8, 16)] == [4, 1, 1, 1, 1]
+
+
+def test_a_group_is_filled_up_with_the_first_prompts_at_other_seeds() -> None:
+    prompts = tuple(GroupPrompt((index,), 4, index) for index in range(3))
+    groups = groups_of(prompts, 4)
+    assert [[(prompt.token_ids[0], prompt.seed) for prompt in group] for group in groups] == [
+        [(0, 0), (1, 1), (2, 2), (0, 3)]
+    ]
+    assert [len(group) for group in groups_of(prompts, 2)] == [2, 2]
+    assert len(groups_of(prompts, 8)[0]) == 8
 
 
 async def test_the_timeline_gets_the_first_group_of_the_last_repeat() -> None:
