@@ -103,7 +103,7 @@ class MicroBatch:
                     await asyncio.sleep(0)
                     continue
                 if ended_at is not None:
-                    self._speculation.observe_between(num_blocks, now() - ended_at)
+                    self._speculation.times.observe_between(num_blocks, now() - ended_at)
                 outcomes = await self._verify_and_commit(plan)
                 ended_at = None
                 if outcomes is not None:

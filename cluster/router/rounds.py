@@ -61,7 +61,7 @@ class TargetRounds:
         mine: list[Sequence] = []
         for sequence in self._link.sequences:
             if sequence.micro_batch is None:
-                sequence.micro_batch = 1 if self.speculation.num_micro_batches == 2 and sizes[1] < sizes[0] else 0
+                sequence.micro_batch = 1 if self.speculation.times.num_micro_batches == 2 and sizes[1] < sizes[0] else 0
                 sizes[sequence.micro_batch] += 1
             if sequence.micro_batch == index:
                 mine.append(sequence)
@@ -72,10 +72,10 @@ class TargetRounds:
     def settle(self, index: int) -> None:
         """The sequences of this micro-batch are in no round now: they may change over to the other one."""
         if index == 0:
-            self.speculation.num_micro_batches = self._split.choose(self._link)
+            self.speculation.times.change_to(self._split.choose(self._link))
         mine = [sequence for sequence in self._link.sequences if sequence.micro_batch == index]
         others = sum(sequence.micro_batch == 1 - index for sequence in self._link.sequences)
-        if self.speculation.num_micro_batches == 1:
+        if self.speculation.times.num_micro_batches == 1:
             moving = mine if index == 1 else []
         elif len(mine) - others > _MOST_UNEVEN:
             moving = mine[: (len(mine) - others) // 2]

@@ -62,6 +62,7 @@ class Sequence:
     num_refills: int = 0  # in a row, without a draft in between
     unfed_from: int | None = None  # first position whose features the target keeps to itself; None: all are sent
     num_unasked: int = 0  # rounds in a row in which no draft of it was asked for
+    min_nodes: int = 0  # of its next tree, if it has a draft
     is_on_trial: bool = False  # its drafter catches up, so that it gets a draft whether that is thought to pay or not
     retries: int = 0
     deadline: float | None = None  # of the request, by the router's clock

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.router.latency import DraftTimeModel, RoundLoad, RoundTimeModel
+from cluster.router.latency import RoundLoad
 from cluster.router.links import TargetLink
 from cluster.router.prospects import NODES, Prospects, cycle_s, num_drafts_to_try, prospects, shape_at
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
+from cluster.router.target_times import TargetTimes
 from cluster.router.tree_planner import Drafted, PlannedTrees, TreePlanner
 from dflash_core.trees.build import NodeBudget
 
@@ -29,13 +30,13 @@ Doubles = npt.NDArray[np.float64]
 
 _STEP = 0.15  # of moving averages
 _MEAN_STEP = 0.02
-_MOST_OFF = 1.5  # times: a round farther off than this says nothing of promises
-_KEPT_STEP, _FORGETTING = 0.05, 0.005  # per round: of promises kept, and back to those of the kind of round that is run
-_LEAST_ADVANTAGE = 1.03  # over plain decoding, to begin with drafts: what is promised is no better known than that
 _FIRST_LEVEL = 2.0  # tokens per round that a draft with 32 nodes is thought to bring before any was seen
 _TRIAL_SHARE = 0.015  # of the time, for drafts that are not thought to pay
-_MOST_TRIAL_S = 1.0  # that is saved up for them
-_FEEDING_ROWS = 0.125  # of the target's time for a row, what a drafter takes for a token's features: it has few layers
+_PLAIN_TRIAL_SHARE, _ROUNDS_BETWEEN = 0.005, 16  # of the time, for rounds without drafts where these pay
+_MOST_TRIAL_S = 1.0  # that is saved up for either
+_TRIAL_NODES = 2  # of a tree at least: without nodes a draft shows nothing
+# Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
+_FEEDING_ROWS = 0.02
 
 
 class Speculation:
@@ -46,14 +47,8 @@ class Speculation:
         self._link = link
         self._settings = settings
         self._planner = planner
-        self.verify_times = RoundTimeModel(info.row_sizes, info.round_times_us)
-        # From a round's result to the next request: drafting, the network, the router itself.
-        self.draft_times: DraftTimeModel | None = None  # with drafts; from the first one on
-        self._plain_s = 1e-3  # without
+        self.times = TargetTimes(info)
         self.rate = 0.0  # λ
-        # The time that a round was thought to take up, over what it took: with one micro-batch or two, without drafts
-        # or with. What the parts do not tell, such as drafter and target sharing a processor, shows in their sum.
-        self._kept: Doubles = np.ones((2, 2))
         self._mean_level = _FIRST_LEVEL
         self._num_gains = 0  # that were seen
         self._nodes_per_draft = 8.0
@@ -63,22 +58,19 @@ class Speculation:
         self._sizes: Doubles = sizes  # nodes per draft that may be chosen
         self._mean_context = 0.0  # tokens before a root, in the last round
         self._trial_s = 0.0  # set aside and not used yet
-        self._feeding_s = 0.0  # what it costs to send a token's features later on
+        self._plain_trial_s = 0.0
+        self._num_drafted_rounds = 0  # since one without drafts
+        self._row_s = 0.0  # of the target's time, what a further row costs
         self.is_paying = True  # drafts, for some sequence at least, as far as known
-        self.num_micro_batches = 1
 
     def as_dict(self) -> dict[str, Any]:
         """What is known of the target at present, for export; times in seconds."""
         return {
             "num_sequences": len(self._link.sequences),
-            "num_micro_batches": self.num_micro_batches,
             "tokens_per_second": self.rate,
             "tokens_per_draft_of_32_nodes": self._mean_level,
             "nodes_per_draft": self._nodes_per_draft,
-            "verify_times": self.verify_times.as_dict(),
-            "between_with_drafts": None if self.draft_times is None else self.draft_times.as_dict(),
-            "kept_promises": self._kept.tolist(),
-            "between_without_drafts_s": self._plain_s,
+            **self.times.as_dict(),
         }
 
     def advantage_of_halves(self, belief: float) -> float:
@@ -113,15 +105,11 @@ class Speculation:
             pool = sum(self._planner.share(entry.sequence) for entry in drafted)
             return NodeBudget.of(min(pool, most_nodes))
         most = min(most_nodes, sum(self._planner.most_nodes(entry.sequence) for entry in drafted))
-        table = self.verify_times.table(fixed.num_rows + most, fixed, mean_context)
-        between_s = np.array(self._between(len(drafted)))
-        cost_s = cycle_s(table[fixed.num_rows :], between_s, self.num_micro_batches)
-        return NodeBudget(cost_s / self._kept[self.num_micro_batches - 1, 1], self.rate)
-
-    def _between(self, num_blocks: int) -> float:
-        if num_blocks == 0 or self.draft_times is None:
-            return self._plain_s
-        return max(self._plain_s, self.draft_times.seconds(num_blocks))
+        num_micro_batches = self.times.num_micro_batches
+        verify_s = self.times.verify_s(fixed.num_rows + most, fixed, mean_context, num_micro_batches)[fixed.num_rows :]
+        between_s = np.array(self.times.between_s(len(drafted), num_micro_batches))
+        cost_s = cycle_s(verify_s, between_s, num_micro_batches)
+        return NodeBudget(cost_s / self.times.kept(num_micro_batches)[1], self.rate)
 
     # --- drafts
 
@@ -134,33 +122,49 @@ class Speculation:
         wanting = [sequence for sequence in ready if self._planner.most_nodes(sequence) > 0]
         if not running:
             return wanting
-        if self.draft_times is None and wanting and (drafter := wanting[0].drafter) is not None:
-            self.draft_times = DraftTimeModel(drafter.info.draft_times_us)
+        if not self.times.knows_drafter and wanting and (drafter := wanting[0].drafter) is not None:
+            self.times.begin_drafting(drafter.info)
         levels = np.array([self._level(sequence) for sequence in wanting], np.float64)
-        order = np.argsort(-levels, kind="stable")
+        # Of equals, such as those never drafted for, first those whose drafter lacks least.
+        order = np.lexsort(([sequence.num_unfed_tokens for sequence in wanting], -levels))
         wanting, levels = [wanting[place] for place in order.tolist()], levels[order]
         weight = sum([sequence.weight for sequence in running])
-        found = self._prospects(levels, weight, len(running), self.num_micro_batches)
+        found = self._prospects(levels, weight, len(running), self.times.num_micro_batches)
         best = int(np.argmax(found.rates))
-        if not self.is_paying and found.rates[best] < _LEAST_ADVANTAGE * found.rates[0]:
-            best = 0
         self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
             return wanting
         self.is_paying = best > 0
+        if best == 0:
+            self._num_drafted_rounds = 0
+        elif self.times.num_micro_batches == 1 and self._tries_plain(found, best):
+            return []
         num_chosen = int(found.num_drafts[best])
         others = wanting[num_chosen:]
-        due = [sequence for sequence in others if sequence.is_on_trial]
+        tried = [sequence for sequence in others if sequence.is_on_trial] or self._trials(others, found, best)
         for sequence in wanting:
-            sequence.is_on_trial = False
-        return wanting[:num_chosen] + (due or self._trials(others, found, best))
+            sequence.is_on_trial, sequence.min_nodes = False, 0
+        for sequence in tried:
+            sequence.is_on_trial, sequence.min_nodes = not sequence.is_fed, _TRIAL_NODES
+        return wanting[:num_chosen] + tried
+
+    def _tries_plain(self, found: Prospects, best: int) -> bool:
+        """Whether a round goes without drafts though they pay. What it would take is otherwise not seen any more, and
+        whatever slows down rounds with drafts would seem to slow down all."""
+        self._num_drafted_rounds += 1
+        cost_s = float(found.seconds[0]) * (1.0 - float(found.rates[0]) / self.rate)
+        if self._num_drafted_rounds < _ROUNDS_BETWEEN or cost_s > self._plain_trial_s:
+            return False
+        self._plain_trial_s -= cost_s
+        self._num_drafted_rounds = 0
+        return True
 
     def _trials(self, others: list[Sequence], found: Prospects, best: int) -> list[Sequence]:
         """Of those that are not thought worth a draft, who gets one nevertheless: as many as the time set aside pays
         for. One that has to catch up first is on trial until it has its draft.
 
-        They cost what is thought to be lost by them, and the drafting itself in any case, since it is for want of trust
-        in what is thought that they are made; and that drafters are told what they have not been sent.
+        They cost what is thought to be lost by them, and drafts and nodes in any case, since it is for want of trust in
+        what is thought that they are made; and that drafters are sent what they have not been sent before.
         """
         if not others:
             return []
@@ -168,13 +172,10 @@ class Speculation:
         costs = np.maximum(lost_s, found.between_s - found.between_s[best])[best:]
         num_tried = found.num_drafts[best:] - found.num_drafts[best]
         unfed = np.cumsum([0, *[sequence.num_unfed_tokens for sequence in others]])[num_tried]
-        costs = costs + unfed * self._feeding_s
+        costs = costs + (num_tried * _TRIAL_NODES + unfed * _FEEDING_ROWS) * self._row_s
         affordable = int(np.flatnonzero(costs <= self._trial_s)[-1])
         self._trial_s -= float(costs[affordable])
-        tried = others[: num_tried[affordable]]
-        for sequence in tried:
-            sequence.is_on_trial = not sequence.is_fed
-        return tried
+        return others[: num_tried[affordable]]
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""
@@ -186,12 +187,13 @@ class Speculation:
         """Of rounds without prefill, at the context that the sequences have."""
         context, info = self._mean_context, self._link.info
         fixed = RoundLoad(num_roots, num_roots, num_roots * context, num_roots * context)
-        verify_s = self.verify_times.table(max(num_roots, min(info.max_rows, info.max_tree_rows)), fixed, context)
-        self._feeding_s = _FEEDING_ROWS * float(verify_s[-1] - verify_s[num_roots]) / max(1, len(verify_s) - num_roots)
+        most_rows = max(num_roots, min(info.max_rows, info.max_tree_rows))
+        verify_s = self.times.verify_s(most_rows, fixed, context, num_micro_batches, belief)
+        self._row_s = float(verify_s[-1] - verify_s[num_roots]) / max(1, len(verify_s) - num_roots)
         num_drafts = num_drafts_to_try(len(levels))
-        between_s = np.array([self._between(count) for count in num_drafts.tolist()])
+        between_s = np.array([self.times.between_s(count, num_micro_batches) for count in num_drafts.tolist()])
         found = prospects(num_drafts, levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
-        kept = self._kept[num_micro_batches - 1] ** belief
+        kept = self.times.kept(num_micro_batches) ** belief
         return found._replace(seconds=found.seconds / np.where(num_drafts == 0, kept[0], kept[1]))
 
     def _best_rate(self, found: Prospects) -> float:
@@ -215,38 +217,24 @@ class Speculation:
             taken_up_s: since the round before ended on this target; None after a time of idleness.
         """
         if taken_up_s is not None and load.num_sequences == len(planned.trees):  # prefill is none of it
-            self._observe_cycle(load, len(planned.drafted), taken_up_s)
-        self.verify_times.observe(load, verify_s)
+            self.times.observe_cycle(load, len(planned.drafted), taken_up_s)
+        self.times.observe_round(load, verify_s)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)
         if taken_up_s is not None:
             self._trial_s = min(self._trial_s + _TRIAL_SHARE * taken_up_s, _MOST_TRIAL_S)
+            self._plain_trial_s = min(self._plain_trial_s + _PLAIN_TRIAL_SHARE * taken_up_s, _MOST_TRIAL_S)
         if planned.drafted:
             per_draft = sum(tree.num_nodes for tree in planned.trees) / len(planned.drafted)
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
             self._shape = float(shape_at(np.array(self._nodes_per_draft)))
-
-    def _observe_cycle(self, load: RoundLoad, num_blocks: int, taken_up_s: float) -> None:
-        verify_s, between_s = np.array(self.verify_times.seconds(load)), np.array(self._between(num_blocks))
-        promised_s = float(cycle_s(verify_s, between_s, self.num_micro_batches))
-        kept = min(max(promised_s / max(taken_up_s, 1e-9), 1.0 / _MOST_OFF), _MOST_OFF)
-        mine, used = self._kept[self.num_micro_batches - 1], int(num_blocks > 0)
-        mine[used] += _KEPT_STEP * (kept - mine[used])
-        mine[1 - used] += _FORGETTING * (mine[used] - mine[1 - used])
-
-    def observe_between(self, num_blocks: int, seconds: float) -> None:
-        """From a round's result to the request of the next."""
-        if num_blocks == 0:
-            bounded = min(seconds, 4.0 * self._plain_s)  # an outlier is none of its business
-            self._plain_s += _STEP * (bounded - self._plain_s)
-        elif self.draft_times is not None:
-            self.draft_times.observe(num_blocks, seconds)
 
     def observe_draft(self, sequence: Sequence, expected_tokens: float, num_accepted: int) -> None:
         """What came of one sequence's draft: the mean of what was expected, which is less noisy, and what came."""
         gain = 0.5 * (expected_tokens - 1.0 + num_accepted)
         level = gain / self._shape
         self._num_gains += 1
-        self._mean_level += max(_MEAN_STEP, 1.0 / (self._num_gains + 1)) * (level - self._mean_level)
+        step = _MEAN_STEP if self.is_paying else _STEP  # while all are on trial, few tell of the rest
+        self._mean_level += max(step, 1.0 / (self._num_gains + 1)) * (level - self._mean_level)
         before = self._mean_level if sequence.gain_level is None else sequence.gain_level
         sequence.num_gains += 1
         sequence.gain_level = before + max(_STEP, 1.0 / (sequence.num_gains + 1)) * (level - before)

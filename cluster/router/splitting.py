@@ -5,10 +5,10 @@ from __future__ import annotations
 from cluster.router.links import TargetLink
 from cluster.router.speculation import Speculation
 
-_EVERY_ROUNDS = 16
+_EVERY_ROUNDS = 12  # more than it takes to see contention
 _LEAST_SEQUENCES = 2
 _ADVANTAGE = 1.05  # that two halves must promise at least, so that the choice does not flicker
-_FORGETTING = 0.998  # per round: that a promise was not kept is less and less believed, and at last tried again
+_FORGETTING = 0.9995  # per round: that a promise was not kept is less and less believed, and at last tried again
 
 
 class SplitChooser:
@@ -27,9 +27,9 @@ class SplitChooser:
         speculation = self._speculation
         if self._most == 1 or len(link.sequences) < _LEAST_SEQUENCES:
             return 1
-        is_split = speculation.num_micro_batches == 2
+        is_split = speculation.times.num_micro_batches == 2
         self._belief = 1.0 if is_split else self._belief * _FORGETTING
         self._num_rounds += 1
         if self._num_rounds % _EVERY_ROUNDS:
-            return speculation.num_micro_batches
+            return speculation.times.num_micro_batches
         return 2 if speculation.advantage_of_halves(self._belief) > (1.0 if is_split else _ADVANTAGE) else 1

@@ -137,7 +137,7 @@ class TreePlanner:
         max_width = 1 if self._settings.strategy is Strategy.CHAIN else UNLIMITED_WIDTH
         found = []
         for _, sequence, draft, ranking in drafted:
-            max_nodes = self.most_nodes(sequence)
+            max_nodes, least = self.most_nodes(sequence), max(min_nodes, sequence.min_nodes)
             found.append(
                 TreeCandidates(
                     sequence.token_ids[-1],
@@ -145,7 +145,7 @@ class TreePlanner:
                     draft.scores,
                     sequence.num_wanted - 1,
                     max_nodes,
-                    min_nodes if min_nodes < max_nodes else max_nodes,
+                    least if least < max_nodes else max_nodes,
                     max_width,
                     sequence.weight,
                     context_class(sequence.request.sampling, ranking),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 
 from cluster.requests import GenerationRequest, LatencyClass
 from cluster.router import RouterSettings
@@ -33,11 +34,11 @@ class Setup:
         for sequence in self.sequences:
             self.link.sequences[sequence] = None
         for rows in (1, 2, 4, 8, 16, 32, 40) * NUM_ROUNDS:
-            self.speculation.verify_times.observe(RoundLoad(rows, 1, 0.0, 0.0), self.verify_s(rows))
-        self.speculation.draft_times = DraftTimeModel(())
+            self.speculation.times.verify.observe(RoundLoad(rows, 1, 0.0, 0.0), self.verify_s(rows))
+        self.speculation.times._drafting = [DraftTimeModel(()), DraftTimeModel(())]
         for _ in range(NUM_ROUNDS):
-            self.speculation.observe_between(0, plain_s)
-            self.speculation.observe_between(num_sequences, between_s)
+            self.speculation.times.observe_between(0, plain_s)
+            self.speculation.times.observe_between(num_sequences, between_s)
 
     @staticmethod
     def verify_s(rows: int) -> float:
@@ -121,20 +122,48 @@ def test_waiting_pays_for_many_drafts_and_not_for_one() -> None:
     assert not setup.speculation.is_worth_waiting(setup.sequences[:1], 0.02)
 
 
+def test_a_round_without_drafts_is_run_now_and_then_though_they_pay() -> None:
+    setup = Setup(4)
+    setup.set_gains(3.0, 3.0, 3.0, 3.0)
+    num_rounds, num_plain = 2_000, 0
+    for _ in range(num_rounds):
+        num_plain += setup.speculation.choose_drafted(setup.sequences, setup.sequences) == []
+        setup.run_plainly(1)
+    found = setup.speculation
+    lost = 1.0 - (4 / (setup.verify_s(4) + 1e-3)) / found.rate
+    assert 0 < num_plain * lost * (setup.verify_s(4) + 1e-3) <= 0.006 * num_rounds * (setup.verify_s(4) + 1e-3)
+    assert found.is_paying
+
+
+def test_rows_seem_no_dearer_for_a_processor_that_drafters_share() -> None:
+    """Two micro-batches, each of whose rounds takes twice as long as by itself: the contention takes the blame."""
+    setup = Setup(8)
+    times, load = setup.speculation.times, RoundLoad(4, 4, 0.0, 0.0)
+    before = times.verify.seconds(load)
+    times.change_to(2)
+    for _ in range(NUM_ROUNDS):
+        times.observe_round(load, 2.0 * setup.verify_s(4))
+    assert times.as_dict()["contention"] == pytest.approx(2.0, rel=0.02)
+    assert times.verify.seconds(load) == pytest.approx(before, rel=0.05)
+    fixed = RoundLoad(4, 4, 0.0, 0.0)
+    one, two = (times.verify_s(8, fixed, 0.0, number) for number in (1, 2))
+    np.testing.assert_allclose(two, one * times.as_dict()["contention"])
+
+
 class TestSplitting:
     def choose(self, setup: Setup, num_rounds: int, gain_of_halves: float, chooser: SplitChooser) -> list[int]:
         """Rounds as they would be run, halves at so many times the rate of one batch."""
         chosen = []
-        one_s = setup.verify_s(8) + setup.speculation._plain_s
+        one_s = setup.verify_s(8) + setup.speculation.times._plain_s[0]
         for _ in range(num_rounds):
-            num = 4 if setup.speculation.num_micro_batches == 2 else 8
+            num = 4 if setup.speculation.times.num_micro_batches == 2 else 8
             planned = PlannedTrees([root_only(7)] * num)
-            is_split = setup.speculation.num_micro_batches == 2
+            is_split = setup.speculation.times.num_micro_batches == 2
             cycle_s = 0.5 * one_s / gain_of_halves if is_split else one_s
             load = RoundLoad(num, num, 0.0, 0.0)
             setup.speculation.observe_round(load, planned, setup.verify_s(num), cycle_s)
-            setup.speculation.num_micro_batches = chooser.choose(setup.link)
-            chosen.append(setup.speculation.num_micro_batches)
+            setup.speculation.times.change_to(chooser.choose(setup.link))
+            chosen.append(setup.speculation.times.num_micro_batches)
         return chosen
 
     def test_halves_where_drafting_is_long_and_one_where_it_is_short(self) -> None:
@@ -144,6 +173,7 @@ class TestSplitting:
 
     def test_a_promise_that_is_not_kept_is_given_up_and_tried_again_later(self) -> None:
         setup = Setup(8, between_s=15e-3, plain_s=15e-3)
+        setup.set_gains(*[0.0] * 8)
         chooser = SplitChooser(setup.speculation, 2)
         assert self.choose(setup, 16, 0.5, chooser)[-1] == 2
         assert self.choose(setup, 200, 0.5, chooser)[-1] == 1
