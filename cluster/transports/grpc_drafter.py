@@ -12,6 +12,7 @@ import grpc
 
 from cluster.router import Router
 from cluster.status import error_of_rpc
+from cluster.transports.authentication import OPEN, DataPlaneSecurity
 from cluster.transports.client_stream import ClientStream
 from cluster.transports.dialer import Dialer
 from cluster.transports.grpc_options import open_channel
@@ -80,8 +81,9 @@ class GrpcDrafter:
 class DrafterDialer:
     """Keeps a router connected to the drafters that are listed; to be closed before the router."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, security: DataPlaneSecurity = OPEN) -> None:
         self._router = router
+        self._security = security
         self._dialer = Dialer(self._session, "drafter")
 
     def set_endpoints(self, addresses: Iterable[str]) -> None:
@@ -92,7 +94,7 @@ class DrafterDialer:
         await self._dialer.close()
 
     async def _session(self, address: str) -> None:
-        async with open_channel(address) as channel:
+        async with open_channel(address, self._security) as channel:
             stub = drafter_pb2_grpc.DrafterStub(channel)
             try:
                 info = drafter_info_from_pb(
