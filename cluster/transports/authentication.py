@@ -7,9 +7,6 @@ read it: then the network between the nodes must be closed to others (docs/secur
 from __future__ import annotations
 
 import hashlib
-import hmac
-import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +17,6 @@ import grpc.aio
 from pydantic import SecretStr
 
 from dflash_core.errors import InvalidSettings
-
-logger = logging.getLogger(__name__)
 
 AUTHORIZATION: Final = "authorization"
 _SCHEME: Final = "bearer"
@@ -113,29 +108,6 @@ class SignedChannel(grpc.aio.Channel):
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
         return partial(self._channel.stream_stream(*args, **kwargs), metadata=self._metadata)
-
-
-class SecretInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses every call that does not carry the secret with UNAUTHENTICATED, before any message of it is read."""
-
-    def __init__(self, secret: SecretStr) -> None:
-        self._digest = digest(secret.get_secret_value())
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
-        metadata = dict(handler_call_details.invocation_metadata or ())
-        presented = token_of(metadata.get(AUTHORIZATION)) or ""
-        if hmac.compare_digest(digest(presented), self._digest):
-            return await continuation(handler_call_details)
-        return grpc.stream_stream_rpc_method_handler(_refuse)
-
-
-async def _refuse(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    logger.warning("a call from %s was refused: it has not the cluster's secret", context.peer())
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the call has not the cluster's secret")
 
 
 def _read(path: Path) -> bytes:

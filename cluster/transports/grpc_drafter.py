@@ -16,7 +16,7 @@ from cluster.transports.authentication import OPEN, DataPlaneSecurity
 from cluster.transports.client_stream import ClientStream
 from cluster.transports.dialer import Dialer
 from cluster.transports.grpc_options import open_channel
-from cluster.wire.drafts import draft_request_to_pb, draft_result_from_pb, drafter_info_from_pb
+from cluster.wire.drafts import check_drafts, draft_request_to_pb, draft_result_from_pb, drafter_info_from_pb
 from dflash_core.contracts import DrafterInfo, DraftRequest, DraftResult
 from dflash_core.errors import ProtocolError, Unavailable
 from protos import drafter_pb2, drafter_pb2_grpc
@@ -67,6 +67,7 @@ class GrpcDrafter:
                 if future is None or future.done():
                     continue
                 try:
+                    check_drafts(message.drafts, self.info)
                     future.set_result(draft_result_from_pb(message))
                 except ProtocolError as error:
                     future.set_exception(error)

@@ -14,7 +14,8 @@ from typing import Final
 import grpc
 import grpc.aio
 
-from cluster.transports.authentication import OPEN, DataPlaneSecurity, SecretInterceptor, SignedChannel
+from cluster.transports.authentication import OPEN, DataPlaneSecurity, SignedChannel
+from cluster.transports.interceptors import DecodeInterceptor, SecretInterceptor
 from dflash_core.errors import Unavailable
 
 MAX_MESSAGE_BYTES: Final = 64 << 20  # a round of 32K-token prompts has room
@@ -79,7 +80,9 @@ async def start_server(
 
     `register` adds the servicers, for example `lambda server: add_DrafterServicer_to_server(service, server)`.
     """
-    interceptors = [] if security.secret is None else [SecretInterceptor(security.secret)]
+    interceptors: list[grpc.aio.ServerInterceptor] = [DecodeInterceptor()]
+    if security.secret is not None:
+        interceptors.insert(0, SecretInterceptor(security.secret))
     credentials = None if security.tls is None else security.tls.server_credentials()
     tried: list[int] = []
     for port in ports:

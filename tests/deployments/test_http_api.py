@@ -17,11 +17,10 @@ from dflash_core.errors import DeadlineExceeded, DFlashError, Overloaded, Unavai
 from tests.deployments.scripted import INFO, TOKENIZER, ScriptedRouters
 
 
-def _client(routers: ScriptedRouters) -> httpx.AsyncClient:
+def _client(routers: ScriptedRouters, keys: KeyRing | None = None) -> httpx.AsyncClient:
     service = GenerationService(routers, TOKENIZER, "tiny", LimitSettings())
-    transport = httpx.ASGITransport(
-        build_http_app(service, "tiny-drafter", KeyRing(ApiKeySource())), raise_app_exceptions=False
-    )
+    app = build_http_app(service, "tiny-drafter", keys or KeyRing(ApiKeySource()))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://server")
 
 
