@@ -107,7 +107,7 @@ def build_http_app(service: GenerationService, drafter: str | None, keys: KeyRin
     async def completions(request: Request) -> Response:
         body = parse_completion(await read_body(request, service.limits))
         job = completion_job(body, request.headers.get(TIMEOUT_HEADER))
-        service.check_model(job.model)
+        service.check_job(job)
         answer = Answer(service.model_name, job)
         deltas = service.generate(job, answer.statistics)
         if body.stream:

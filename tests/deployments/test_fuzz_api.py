@@ -169,7 +169,6 @@ def test_http_with_many_odd_values(fuzzed: Fuzzed, body: bytes, fields: dict[str
     fuzzed.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("field", FIELDS)
 def test_http_with_every_odd_value(fuzzed: Fuzzed, field: str) -> None:
     for value in ODD_VALUES:
