@@ -56,7 +56,8 @@ class DecodeInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None  # no such method
         assert handler.request_streaming == handler.response_streaming, "our services have no other kinds of methods"
-        assert handler.request_deserializer is not None, "generated code names one"
+        if handler.request_deserializer is None:
+            return handler  # it takes bytes
         decode, method = _named(handler.request_deserializer), handler_call_details.method
         stream: Any = handler.stream_stream  # typed as for servers with threads
         unary: Any = handler.unary_unary

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from cluster.wire.columns import (
     check_columns,
@@ -174,7 +175,8 @@ def draft_result_from_pb(pb: drafter_pb2.DraftResult) -> DraftResult:
 
 def check_drafts(pb: drafter_pb2.Drafts, info: DrafterInfo) -> None:
     """Raises `ProtocolError` for what a drafter of this `info` cannot have drafted: ids outside its vocabulary, scores
-    that are no log-probabilities, too many of either. One such draft would end its sequence, or the round of many."""
+    that are no log-probabilities, too many of either, twins. One such draft would end its sequence, or the round of
+    many."""
     for name, most in (("depths", info.draft_block_size - 1), ("num_candidates", info.num_candidates)):
         largest = max(getattr(pb, name), default=0)
         if largest > most:
@@ -189,6 +191,27 @@ def check_drafts(pb: drafter_pb2.Drafts, info: DrafterInfo) -> None:
     # NaN is neither; minus infinity is what a token has that cannot come. Rounding may lift a sure one above 0.
     if len(scores) and not float(scores.max()) <= _MOST_LOG_PROBABILITY:
         raise ProtocolError(f"scores are log-probabilities, got {scores.max()}")
+    shapes = list(zip(pb.depths, pb.num_candidates, strict=False))
+    for matrix in _stacked(token_ids, shapes):
+        ordered = np.sort(matrix, axis=-1)
+        if (ordered[:, 1:] == ordered[:, :-1]).any():
+            raise ProtocolError("the candidates of a depth must differ, got one of them twice")
+
+
+def _stacked(token_ids: npt.NDArray[np.int32], shapes: list[tuple[int, int]]) -> list[npt.NDArray[np.int32]]:
+    """The candidates of a depth in each row: in one matrix where all drafts are as wide, which is nearly always.
+
+    Raises `ProtocolError` where the shapes are not those of so many candidates.
+    """
+    size = sum(depth * width for depth, width in shapes)
+    if size != len(token_ids):
+        raise ProtocolError(f"{len(shapes)} drafts have {size} candidates, got {len(token_ids)}")
+    widths = {width for depth, width in shapes if depth * width}
+    if len(widths) == 1:
+        return [token_ids.reshape(-1, widths.pop())]
+    ends = np.cumsum([depth * width for depth, width in shapes])[:-1]
+    parts = np.split(token_ids, ends) if shapes else []
+    return [part.reshape(-1, width) for part, (depth, width) in zip(parts, shapes, strict=True) if depth * width]
 
 
 def _drafts_from_pb(pb: drafter_pb2.Drafts) -> tuple[Draft, ...]:

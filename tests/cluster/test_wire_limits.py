@@ -89,6 +89,14 @@ def _drafts(token_ids: list[int], scores: list[float], depth: int = 1) -> drafte
 def test_a_drafter_s_sound_answer_passes() -> None:
     drafts.check_drafts(drafter_pb2.Drafts(), DRAFTER)
     drafts.check_drafts(_drafts([0, 99], [0.0, float("-inf")]), DRAFTER)
+    drafts.check_drafts(_drafts([7, 3, 3, 7], [0.0] * 4, depth=2), DRAFTER)
+    mixed = _drafts([7, 3], [0.0] * 2)
+    mixed.MergeFrom(drafter_pb2.Drafts(depths=[0], num_candidates=[0]))
+    other = _drafts([1, 2, 3], [0.0] * 3)
+    mixed.MergeFrom(drafter_pb2.Drafts(depths=[1], num_candidates=[3]))
+    mixed.token_ids += other.token_ids
+    mixed.scores += other.scores
+    drafts.check_drafts(mixed, DRAFTER)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +104,11 @@ def test_a_drafter_s_sound_answer_passes() -> None:
     [
         (_drafts([0, 100], [0.0, -1.0]), ["[0, 100)", "100"]),
         (_drafts([-1, 3], [0.0, -1.0]), ["-1"]),
+        (_drafts([7, 3, 7], [0.0, -1.0, -2.0]), ["twice"]),
+        (_drafts([1, 2, 3], [0.0, -1.0, -2.0], depth=2), ["2 candidates, got 3"]),
         (_drafts([1, 2], [0.0, float("nan")]), ["nan"]),
         (_drafts([1, 2], [0.0, float("inf")]), ["inf"]),
-        (_drafts([1] * 5, [-1.0] * 5), ["4 num_candidates", "5"]),
+        (_drafts([1, 2, 3, 4, 5], [-1.0] * 5), ["4 num_candidates", "5"]),
         (_drafts([1] * 5, [-1.0] * 5, depth=5), ["4 depths", "5"]),
     ],
 )
