@@ -14,12 +14,15 @@ from dflash_core.errors import (
     InvalidRequest,
     Overloaded,
     ProtocolError,
+    RequestTooLarge,
+    Unauthenticated,
     Unavailable,
     UnknownModel,
 )
 
 _TABLE: Final[dict[ErrorCode, tuple[grpc.StatusCode, int]]] = {
     ErrorCode.INVALID_ARGUMENT: (grpc.StatusCode.INVALID_ARGUMENT, 400),
+    ErrorCode.UNAUTHENTICATED: (grpc.StatusCode.UNAUTHENTICATED, 401),
     ErrorCode.NOT_FOUND: (grpc.StatusCode.NOT_FOUND, 404),
     ErrorCode.FAILED_PRECONDITION: (grpc.StatusCode.FAILED_PRECONDITION, 409),
     ErrorCode.RESOURCE_EXHAUSTED: (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
@@ -33,6 +36,7 @@ _TABLE: Final[dict[ErrorCode, tuple[grpc.StatusCode, int]]] = {
 # What an error that came over the wire is raised as. The finer names of one code do not travel: a client acts on codes.
 _ERRORS: Final[dict[ErrorCode, type[DFlashError]]] = {
     ErrorCode.INVALID_ARGUMENT: InvalidRequest,
+    ErrorCode.UNAUTHENTICATED: Unauthenticated,
     ErrorCode.NOT_FOUND: UnknownModel,
     ErrorCode.FAILED_PRECONDITION: CheckpointMismatch,
     ErrorCode.RESOURCE_EXHAUSTED: Overloaded,
@@ -48,6 +52,8 @@ def grpc_status(error: BaseException) -> grpc.StatusCode:
 
 def http_status(error: BaseException) -> int:
     """500 for whatever is not a `DFlashError`."""
+    if isinstance(error, RequestTooLarge):
+        return 413  # for which gRPC has no code
     return _TABLE[error.code if isinstance(error, DFlashError) else ErrorCode.INTERNAL][1]
 
 

@@ -18,12 +18,16 @@ from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 from ray.serve import Application
 from ray.serve.config import HTTPOptions, gRPCOptions
 
+from cluster.transports.authentication import DataPlaneSecurity
+from deployments.api_keys import ApiKeySource
 from deployments.check_config import check_models
+from deployments.data_plane import DataPlane
 from deployments.drafter import Drafter
 from deployments.gateway import Gateway
 from deployments.grpc_api import SERVICER_FUNCTIONS
 from deployments.placement import actor_options, place_models
 from deployments.router import Router, max_targets, router_settings
+from deployments.security import API_KEYS, api_key_source, check_security, data_plane_security
 from deployments.settings import PoolSettings, Settings, parse_settings
 from deployments.target import Target
 
@@ -37,27 +41,28 @@ logger = logging.getLogger("ray.serve")
 def app(arguments: dict[str, Any]) -> Application:
     """Builds the application. Raises `SettingsError`: one line, and exit code 1 on the command line."""
     settings = parse_settings(arguments)
+    check_security(settings.security)
     options = _command_line_options()
     check_models(settings, must_be_here=options is not None and options.get("address") is None)
     start_serve(settings, options or {})
     for warning in warnings_of(settings):
         logger.warning(warning)
-    return bind(place_models(settings, ray.cluster_resources().get("GPU", 0.0)))
+    settings = place_models(settings, ray.cluster_resources().get("GPU", 0.0))
+    return bind(settings, data_plane_security(settings.security), api_key_source(settings.security))
 
 
-def bind(settings: Settings) -> Application:
+def bind(settings: Settings, security: DataPlaneSecurity, api_keys: ApiKeySource) -> Application:
     """The four deployments, joined by handles. Arguments are the same for the same settings, or a redeployment would
     restart every replica."""
+    data_plane = DataPlane(settings.data_plane_host, settings.data_plane_ports, security)
     drafters = None
     if settings.uses_drafter:
-        drafters = _deployment(Drafter, settings.drafter).bind(
-            settings.drafter, settings.target.model, settings.data_plane_ports
-        )
+        drafters = _deployment(Drafter, settings.drafter).bind(settings.drafter, settings.target.model, data_plane)
     routers = _deployment(Router, settings.router).bind(
-        router_settings(settings), max_targets(settings), settings.data_plane_ports, drafters
+        router_settings(settings), max_targets(settings), data_plane, drafters
     )
     targets = _deployment(Target, settings.target).bind(
-        settings.target, settings.drafter.model if settings.uses_drafter else None, routers
+        settings.target, settings.drafter.model if settings.uses_drafter else None, routers, security
     )
     return _deployment(Gateway, settings.gateway).bind(
         settings.target.model,
@@ -67,6 +72,8 @@ def bind(settings: Settings) -> Application:
         settings.router.failover_timeout_s,
         routers,
         targets,
+        security,
+        api_keys,
     )
 
 
@@ -133,7 +140,8 @@ def warnings_of(settings: Settings) -> list[str]:
             "noticed, and it is decoded for nobody"
         )
     listening = [name for name, listens in (("HTTP", has_ha_proxy), ("gRPC", settings.grpc_port)) if listens]
-    if listening:
+    has_keys = settings.security.api_key_file is not None or os.environ.get(API_KEYS)
+    if listening and not has_keys:
         warnings.append(
             f"no API key is set and {' and '.join(listening)} can be reached on every address of this machine: whoever "
             "does may use the models"

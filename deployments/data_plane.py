@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import grpc.aio
 import ray.util
+
+from cluster.transports.authentication import DataPlaneSecurity
+from cluster.transports.grpc_options import RunningServer, start_server
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlane:
+    """How replicas reach each other; all of an application have the same."""
+
+    host: str | None  # None: each listens on its node's address, and on no other
+    ports: str  # "FIRST-LAST"
+    security: DataPlaneSecurity
+
+    async def serve(self, register: Callable[[grpc.aio.Server], None]) -> RunningServer:
+        """Opens a replica's own server. Raises `Unavailable` where no port is free."""
+        host = self.host or node_address()
+        return await start_server(register, host, candidate_ports(self.ports, host), self.security)
 
 
 def node_address() -> str:

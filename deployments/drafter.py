@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cluster.transports.drafter_service import DrafterService
-from cluster.transports.grpc_options import start_server
-from deployments.data_plane import candidate_ports, node_address
+from deployments.data_plane import DataPlane
 from deployments.replica_start import start_model
 from deployments.settings import DrafterPoolSettings
 from deployments.watchdog import check_thread
@@ -21,14 +20,13 @@ GRACE_S = 1.0
 class Drafter:
     """Routers and targets dial it. The model is loaded and run on one thread of its own."""
 
-    async def __init__(self, settings: DrafterPoolSettings, target_model: str, data_plane_ports: str) -> None:
+    async def __init__(self, settings: DrafterPoolSettings, target_model: str, data_plane: DataPlane) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
         loop = asyncio.get_running_loop()
         self._runner = await loop.run_in_executor(self._executor, _load, settings, target_model)
         self._service = DrafterService(self._runner, executor=self._executor)
         self._is_draining = False
-        address = node_address()
-        self._running = await start_server(self._service.register, address, candidate_ports(data_plane_ports, address))
+        self._running = await data_plane.serve(self._service.register)
 
     async def endpoint(self) -> str:
         """Where routers and targets dial; "" while draining."""

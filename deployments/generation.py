@@ -178,8 +178,11 @@ class GenerationService:
             statistics.decode_ms += (now - output.first_token_at) * 1e3
         return TextDelta(output.index, text, tuple(token_ids), finish)
 
-    async def _requests(self, job: GenerationJob) -> list[GenerationRequest]:
-        """One request per output, prompts first. Raises `InvalidRequest`, `PromptTooLong`, `Unavailable`."""
+    def check_job(self, job: GenerationJob) -> None:
+        """What can be said before anything is made of a job: its outputs may be more than there is memory for.
+
+        Raises `UnknownModel`, `InvalidRequest`.
+        """
         self.check_model(job.model)
         num_outputs = len(job.prompts) * job.num_choices
         if num_outputs > self.limits.max_outputs_per_request:
@@ -192,6 +195,10 @@ class GenerationService:
             raise InvalidRequest(
                 f"tree_budget must be at most {self.limits.max_tree_budget}, got {job.tree_budget}", param="tree_budget"
             )
+
+    async def _requests(self, job: GenerationJob) -> list[GenerationRequest]:
+        """One request per output, prompts first. Raises `InvalidRequest`, `PromptTooLong`, `Unavailable`."""
+        self.check_job(job)
         info = await self._first_target()
         prompts = [await self._tokenize(prompt) for prompt in job.prompts]
         for prompt in prompts:

@@ -9,20 +9,24 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from cluster.requests import FinishReason
 from cluster.status import http_status
+from deployments.api_keys import KeyRing
 from deployments.disconnects import ClientDisconnected, while_connected
 from deployments.generation import GenerationService
+from deployments.http_limits import read_body
 from deployments.job import DEFAULT_MAX_TOKENS, GenerationJob, JobStatistics, TextDelta
 from deployments.openai_protocol import (
     Completion,
     CompletionChoice,
     CompletionRequest,
+    ErrorBody,
     ModelCard,
     ModelList,
     PromptTokensDetails,
@@ -32,14 +36,25 @@ from deployments.openai_protocol import (
     parse_completion,
 )
 from dflash_core.contracts import SamplingParams
-from dflash_core.errors import DFlashError, InvalidRequest, Overloaded
+from dflash_core.errors import DFlashError, InvalidRequest, Overloaded, Unauthenticated
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; for the access log, since nobody reads the answer
 TIMEOUT_HEADER = "x-request-timeout-ms"
 
+# What a client may get instead of an answer, for the schema.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "a field at fault, which the error names"},
+    401: {"model": ErrorBody, "description": "no API key, or none that is valid here"},
+    404: {"model": ErrorBody, "description": "no such model"},
+    413: {"model": ErrorBody, "description": "the body is too large"},
+    429: {"model": ErrorBody, "description": "the queues are full: see Retry-After"},
+    503: {"model": ErrorBody, "description": "no target can be reached at present"},
+    504: {"model": ErrorBody, "description": "the request's own timeout ran out"},
+}
 
-def build_http_app(service: GenerationService, drafter: str | None) -> FastAPI:
-    """The routes over `service`; `drafter` is the name that `/v1/models` shows."""
+
+def build_http_app(service: GenerationService, drafter: str | None, keys: KeyRing) -> FastAPI:
+    """The routes over `service`, those below /v1 with a key of `keys`. `/v1/models` shows the name `drafter`."""
     app = FastAPI(title="dflash-serve", description="Completions decoded with block-diffusion draft trees.")
     created = int(time.time())
 
@@ -70,22 +85,29 @@ def build_http_app(service: GenerationService, drafter: str | None) -> FastAPI:
         ready = service.is_ready
         return JSONResponse({"status": "ready" if ready else "no target is connected"}, 200 if ready else 503)
 
-    @app.get("/v1/models")
+    async def authenticate(request: Request) -> None:
+        keys.authenticate(request.headers.get("authorization"))
+
+    # HTTPBearer is there for the schema that clients read.
+    wants_key = [Depends(HTTPBearer(auto_error=False)), Depends(authenticate)]
+    v1 = APIRouter(prefix="/v1", dependencies=[] if keys.is_open else wants_key, responses=ERRORS)
+
+    @v1.get("/models", response_model=ModelList)
     async def list_models() -> Response:
         return _json(ModelList(data=[card()]))
 
-    @app.get("/v1/models/{name:path}")
+    @v1.get("/models/{name:path}", response_model=ModelCard)
     async def get_model(name: str) -> Response:
         service.check_model(name)
         return _json(card())
 
     schema = {"content": {"application/json": {"schema": CompletionRequest.model_json_schema()}}, "required": True}
 
-    @app.post("/v1/completions", openapi_extra={"requestBody": schema}, response_model=Completion)
+    @v1.post("/completions", openapi_extra={"requestBody": schema}, response_model=Completion)
     async def completions(request: Request) -> Response:
-        body = parse_completion(await request.body())
+        body = parse_completion(await read_body(request, service.limits))
         job = completion_job(body, request.headers.get(TIMEOUT_HEADER))
-        service.check_model(job.model)
+        service.check_job(job)
         answer = Answer(service.model_name, job)
         deltas = service.generate(job, answer.statistics)
         if body.stream:
@@ -102,6 +124,7 @@ def build_http_app(service: GenerationService, drafter: str | None) -> FastAPI:
         finally:
             await deltas.aclose()
 
+    app.include_router(v1)
     return app
 
 
@@ -133,7 +156,7 @@ def _timeout_ms(field: int | None, header: str | None) -> int:
     """The shorter of the body's field and the header; 0 for none."""
     given = [] if field is None else [field]
     if header is not None:
-        if not header.isdigit():
+        if not (header.isascii() and header.isdigit() and len(header) < 20):
             raise InvalidRequest(f"{TIMEOUT_HEADER} must be a number of milliseconds, got {header!r}")
         given.append(int(header))
     if any(value < 1 for value in given):
@@ -232,7 +255,11 @@ async def _first(deltas: AsyncGenerator[TextDelta, None]) -> TextDelta:
 
 def error_response(error: DFlashError) -> JSONResponse:
     """An error in OpenAI's JSON form under its HTTP status."""
-    headers = {"retry-after": str(math.ceil(error.retry_after_s))} if isinstance(error, Overloaded) else None
+    headers = None
+    if isinstance(error, Overloaded):
+        headers = {"retry-after": str(math.ceil(error.retry_after_s))}
+    elif isinstance(error, Unauthenticated):
+        headers = {"www-authenticate": "Bearer"}
     return JSONResponse(error_body(error), status_code=http_status(error), headers=headers)
 
 

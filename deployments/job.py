@@ -41,8 +41,8 @@ class GenerationJob:
             raise InvalidRequest("stop must not hold an empty string", param="stop")
         if self.tree_budget is not None and self.tree_budget < 0:
             raise InvalidRequest(f"tree_budget must be at least 0, got {self.tree_budget}", param="tree_budget")
-        if self.timeout_ms < 0:
-            raise InvalidRequest(f"timeout_ms must be at least 0, got {self.timeout_ms}", param="timeout_ms")
+        if not 0 <= self.timeout_ms < 2**32:
+            raise InvalidRequest(f"timeout_ms must lie in [0, {2**32 - 1}], got {self.timeout_ms}", param="timeout_ms")
         check_priority(self.priority)
 
 

@@ -179,6 +179,7 @@ class ModelList(BaseModel):
 
 _ERROR_TYPES = {
     ErrorCode.INVALID_ARGUMENT: "invalid_request_error",
+    ErrorCode.UNAUTHENTICATED: "invalid_request_error",
     ErrorCode.NOT_FOUND: "not_found_error",
     ErrorCode.FAILED_PRECONDITION: "invalid_request_error",
     ErrorCode.RESOURCE_EXHAUSTED: "rate_limit_error",
@@ -190,6 +191,23 @@ _ERROR_TYPES = {
 }
 
 
+# Where OpenAI has a code of its own that clients look for.
+_ERROR_CODES = {ErrorCode.UNAUTHENTICATED: "invalid_api_key"}
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: ErrorDetail
+
+
 def error_body(error: DFlashError) -> dict[str, dict[str, str | None]]:
     """The JSON of an error in OpenAI's form."""
     return {
@@ -197,7 +215,7 @@ def error_body(error: DFlashError) -> dict[str, dict[str, str | None]]:
             "message": error.message,
             "type": _ERROR_TYPES[error.code],
             "param": error.param,
-            "code": error.code.value,
+            "code": _ERROR_CODES.get(error.code, error.code.value),
         }
     }
 

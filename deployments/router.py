@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from cluster import router as router_core
 from cluster.router.export import learned
 from cluster.transports.grpc_drafter import DrafterDialer
-from cluster.transports.grpc_options import start_server
 from cluster.transports.router_service import RouterService
-from deployments.data_plane import candidate_ports, node_address
+from deployments.data_plane import DataPlane
 from deployments.discovery import watch_endpoints
 
 if TYPE_CHECKING:
@@ -56,14 +55,13 @@ class Router:
         self,
         settings: router_core.RouterSettings,
         max_targets: int | None,
-        data_plane_ports: str,
+        data_plane: DataPlane,
         drafters: DeploymentHandle | None,
     ) -> None:
         self._router = router_core.Router(settings)
         self._service = RouterService(self._router, max_targets=None if max_targets is None else lambda: max_targets)
-        self._drafters = DrafterDialer(self._router)
-        address = node_address()
-        self._running = await start_server(self._service.register, address, candidate_ports(data_plane_ports, address))
+        self._drafters = DrafterDialer(self._router, data_plane.security)
+        self._running = await data_plane.serve(self._service.register)
         self._discovery = (
             None if drafters is None else asyncio.create_task(watch_endpoints(drafters, self._drafters.set_endpoints))
         )

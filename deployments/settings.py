@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from cluster.requests import Strategy
-from dflash_core.errors import InvalidSettings
+from dflash_core.errors import InvalidSettings, RequestTooLarge
 from dflash_core.runners.settings import DeviceName, DrafterSettings, TargetSettings
 
 EMBEDDED_TARGET = "embedded:stdlib-6m"
@@ -136,6 +136,45 @@ class LimitSettings(_Settings):
 
     max_outputs_per_request: int = Field(64, ge=1, description="prompts times n of one request")
     max_tree_budget: int = Field(1024, ge=0, description="largest tree_budget a request may name")
+    max_body_mib: float = Field(16.0, gt=0, le=1024, description="most of one HTTP body or public gRPC message, in MiB")
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mib * 2**20)
+
+    def check_body(self, num_bytes: int) -> None:
+        """Raises `RequestTooLarge`."""
+        if num_bytes > self.max_body_bytes:
+            raise RequestTooLarge(f"the request has {num_bytes} bytes or more, at most {self.max_body_bytes} are taken")
+
+
+class SecuritySettings(_Settings):
+    """Where secrets are; never the secrets themselves. docs/security.md says what each protects."""
+
+    api_key_file: OptionalPath = Field(
+        None, description="clients' API keys, a line NAME: KEY each, on every node with a gateway; may change meanwhile"
+    )
+    cluster_secret_file: OptionalPath = Field(
+        None, description="what replicas show each other, where the builder runs; none: one that the cluster makes"
+    )
+    tls_cert_file: OptionalPath = Field(
+        None, description="replicas' certificate, for mutual TLS between them; the same path on every node"
+    )
+    tls_key_file: OptionalPath = Field(None, description="its private key")
+    tls_ca_file: OptionalPath = Field(None, description="the authority that signed every replica's certificate")
+    tls_server_name: str | None = Field(
+        None, min_length=1, description="a name in every certificate; none: each has its own node's address"
+    )
+
+    @model_validator(mode="after")
+    def _all_of_tls(self) -> SecuritySettings:
+        names = ("tls_cert_file", "tls_key_file", "tls_ca_file")
+        missing = [name for name in names if getattr(self, name) is None]
+        if 0 < len(missing) < len(names):
+            raise ValueError(f"mutual TLS needs {', '.join(names)}; missing: {', '.join(missing)}")
+        if missing and self.tls_server_name is not None:
+            raise ValueError(f"tls_server_name={self.tls_server_name!r} needs {', '.join(names)}")
+        return self
 
 
 class Settings(_Settings):
@@ -146,6 +185,7 @@ class Settings(_Settings):
     router: RouterPoolSettings = Field(default_factory=RouterPoolSettings)
     gateway: GatewayPoolSettings = Field(default_factory=GatewayPoolSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    security: SecuritySettings = Field(default_factory=SecuritySettings)
     served_model_name: str | None = Field(
         None, min_length=1, description="what clients call the model; none: from target.model"
     )
@@ -163,6 +203,11 @@ class Settings(_Settings):
         9000, description="gRPC port, off or 0 for none; a config file has grpc_options for it"
     )
     data_plane_ports: str = Field("20000-20999", description="ports, FIRST-LAST, for the streams between replicas")
+    data_plane_host: str | None = Field(
+        None,
+        min_length=1,
+        description="where those listen; none: the node's address; 127.0.0.1 on a single machine",
+    )
 
     @field_validator("data_plane_ports")
     @classmethod

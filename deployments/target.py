@@ -7,6 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from cluster.transports.authentication import DataPlaneSecurity
 from cluster.transports.target_agent import TargetAgent
 from deployments.discovery import watch_endpoints
 from deployments.replica_start import start_model
@@ -22,13 +23,19 @@ class Target:
     """Dials a router, whose stream is the lease on it. The model is loaded and run on one thread of its own."""
 
     async def __init__(
-        self, settings: TargetPoolSettings, drafter_model: str | None, routers: DeploymentHandle
+        self,
+        settings: TargetPoolSettings,
+        drafter_model: str | None,
+        routers: DeploymentHandle,
+        security: DataPlaneSecurity,
     ) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="target")
         loop = asyncio.get_running_loop()
         self._runner = await loop.run_in_executor(self._executor, _load, settings, drafter_model)
         self._router_addresses: list[str] = []
-        self._agent = TargetAgent(self._runner, lambda: self._router_addresses, executor=self._executor)
+        self._agent = TargetAgent(
+            self._runner, lambda: self._router_addresses, executor=self._executor, security=security
+        )
         self._discovery = asyncio.create_task(watch_endpoints(routers, self._set_routers))
         self._agent.start()
 

@@ -9,6 +9,7 @@ class ErrorCode(Enum):
     """What a caller can do about an error; the names are gRPC's."""
 
     INVALID_ARGUMENT = "invalid_argument"
+    UNAUTHENTICATED = "unauthenticated"
     NOT_FOUND = "not_found"
     FAILED_PRECONDITION = "failed_precondition"
     RESOURCE_EXHAUSTED = "resource_exhausted"
@@ -38,6 +39,16 @@ class InvalidRequest(DFlashError):
 
 class PromptTooLong(InvalidRequest):
     """Prompt and wanted tokens do not fit the target's context."""
+
+
+class RequestTooLarge(InvalidRequest):
+    """A request has more bytes than the server takes."""
+
+
+class Unauthenticated(DFlashError):
+    """No valid API key came with a request, or not the cluster's secret with a call between replicas."""
+
+    code = ErrorCode.UNAUTHENTICATED
 
 
 class UnknownModel(DFlashError):

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 
+from cluster.transports.authentication import OPEN, DataPlaneSecurity
 from cluster.transports.client_stream import ClientStream
 from cluster.transports.dialer import pause_s
 from cluster.transports.grpc_options import open_channel
@@ -27,7 +28,8 @@ class GrpcContextSink:
     What a drafter cannot take in time is dropped: it reports the gap, and the router asks for a refill.
     """
 
-    def __init__(self, max_queued_bytes: int = _MAX_QUEUED_BYTES) -> None:
+    def __init__(self, max_queued_bytes: int = _MAX_QUEUED_BYTES, security: DataPlaneSecurity = OPEN) -> None:
+        self._security = security
         self._max_queued_bytes = max_queued_bytes
         self._pipes: dict[str, _Pipe] = {}
 
@@ -39,7 +41,7 @@ class GrpcContextSink:
     def send(self, drafter_address: str, chunks: list[ContextChunk]) -> None:
         pipe = self._pipes.get(drafter_address)
         if pipe is None:
-            pipe = self._pipes[drafter_address] = _Pipe(drafter_address, self._max_queued_bytes)
+            pipe = self._pipes[drafter_address] = _Pipe(drafter_address, self._max_queued_bytes, self._security)
         pipe.send(chunks)
 
     async def close(self) -> None:
@@ -51,8 +53,9 @@ class GrpcContextSink:
 class _Pipe:
     """The queue and the stream to one drafter. The stream is opened by the first chunk, and again after it broke."""
 
-    def __init__(self, address: str, max_queued_bytes: int) -> None:
+    def __init__(self, address: str, max_queued_bytes: int, security: DataPlaneSecurity) -> None:
         self._address = address
+        self._security = security
         self._max_queued_bytes = max_queued_bytes
         self._queue: deque[ContextChunk] = deque()
         self._queued_bytes = 0
@@ -84,7 +87,7 @@ class _Pipe:
 
     async def _run(self) -> None:
         try:
-            async with open_channel(self._address) as channel:
+            async with open_channel(self._address, self._security) as channel:
                 method = drafter_pb2_grpc.DrafterStub(channel).AppendContext
                 call = ClientStream(method, f"features to drafter {self._address}")
                 acks = asyncio.create_task(self._read_acks(call))

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc.aio
 import numpy as np
@@ -22,18 +23,22 @@ from cluster.transports.held_contexts import HeldContexts
 from cluster.transports.runner_protocols import DrafterModelRunner, draft_blocks
 from cluster.wire.drafts import (
     context_ack_to_pb,
-    context_chunk_from_pb,
+    context_batch_from_pb,
     draft_request_from_pb,
     draft_result_to_pb,
     drafter_info_to_pb,
 )
+from cluster.wire.limits import MAX_SEQUENCES
 from dflash_core.contracts import Draft, DraftRequest, DraftResult, SequenceKey
-from dflash_core.errors import DeviceLost, DFlashError, Unavailable
+from dflash_core.errors import DeviceLost, DFlashError, Overloaded, Unavailable
 from protos import drafter_pb2, drafter_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
 _MAX_WAIT_MS = 60_000
+_MAX_UNANSWERED = 1024  # batches of one stream; a sound router has one or two per target
+
+Opened = dict[str, SequenceKey]  # by sequence id: what one stream has opened
 
 DraftsContext = grpc.aio.ServicerContext[drafter_pb2.DraftRequest, drafter_pb2.DraftResult]
 ContextContext = grpc.aio.ServicerContext[drafter_pb2.ContextBatch, drafter_pb2.ContextAckBatch]
@@ -50,6 +55,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
         self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
         self._owns_executor = executor is None
         self._held = HeldContexts()
+        self._owners: dict[str, Opened] = {}  # by sequence id: the stream that opened it last
         self._fault: str | None = None  # what only a restart of this process cures
         self.num_drafts = 0
         self.queued_sequences = 0  # as a router last told: for scaling the pool
@@ -82,42 +88,53 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
     async def Drafts(  # type: ignore[override]  # a coroutine that writes, so that it ends when its client does
         self, request_iterator: AsyncIterator[drafter_pb2.DraftRequest], context: DraftsContext
     ) -> None:
-        opened: dict[str, SequenceKey] = {}  # by this stream
+        opened: Opened = {}
         answers: set[asyncio.Task[None]] = set()
         write_lock = asyncio.Lock()
         try:
             async for message in request_iterator:
                 request = draft_request_from_pb(message)
+                _check_room(opened, request, len(answers))
                 self.queued_sequences = request.queued_sequences
                 prepared = self._release_and_open(request, opened)
                 task = asyncio.create_task(self._answer(request, prepared, context, write_lock))
                 answers.add(task)
                 task.add_done_callback(answers.discard)
+            await _silence(answers, write_lock)
         except DFlashError as error:
+            await _silence(answers, write_lock)
             await context.abort(grpc_status(error), error.message)
         finally:
             for task in answers:
                 task.cancel()
-            self._release(list(opened.values()))
+            self._release([key for key in opened.values() if self._owns(opened, key)])
 
-    def _release_and_open(
-        self, request: DraftRequest, opened: dict[str, SequenceKey]
-    ) -> asyncio.Future[dict[SequenceKey, int]] | None:
-        """Queued at once, so that requests keep their order; the answer need not be waited for here."""
+    def _release_and_open(self, request: DraftRequest, opened: Opened) -> asyncio.Future[dict[SequenceKey, int]] | None:
+        """Queued at once, so that requests keep their order; the answer need not be waited for here.
+
+        A stream can release only what is its own. It may open what another one has: a router that has dialled again,
+        before the end of its old stream is noticed.
+        """
+        request = replace(request, releases=tuple(key for key in request.releases if self._owns(opened, key)))
         if not request.releases and not request.opens:
             return None
         for key in request.releases:
             opened.pop(key.sequence_id, None)
+            del self._owners[key.sequence_id]
             self._held.forget(key)
         for key, _ in request.opens:
             if (older := opened.get(key.sequence_id)) is not None:
                 self._held.forget(older)
             opened[key.sequence_id] = key
+            self._owners[key.sequence_id] = opened
             self._held.opened(key)
         # Shielded: when the stream ends before this has run, the sequences must go all the same.
         return asyncio.shield(
             asyncio.get_running_loop().run_in_executor(self._executor, self._run_releases_and_opens, request)
         )
+
+    def _owns(self, opened: Opened, key: SequenceKey) -> bool:
+        return self._owners.get(key.sequence_id) is opened
 
     def _run_releases_and_opens(self, request: DraftRequest) -> dict[SequenceKey, int]:
         for key in request.releases:
@@ -165,6 +182,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
 
     def _release(self, keys: list[SequenceKey]) -> None:
         for key in keys:
+            del self._owners[key.sequence_id]
             self._held.forget(key)
         self._executor.submit(self._run_releases, keys)
 
@@ -181,7 +199,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
         fed: set[SequenceKey] = set()  # by this stream
         try:
             async for batch in request_iterator:
-                chunks = [context_chunk_from_pb(chunk) for chunk in batch.chunks]
+                chunks = context_batch_from_pb(batch)
                 acks = await loop.run_in_executor(self._executor, self._runner.append_context, chunks)
                 for ack in acks:
                     self._held.appended(ack)
@@ -196,6 +214,23 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
     def _note(self, error: Exception) -> None:
         if isinstance(error, DeviceLost):
             self._fault = error.message
+
+
+async def _silence(answers: set[asyncio.Task[None]], write_lock: asyncio.Lock) -> None:
+    """Before a stream's status is sent, for which gRPC wants that no message is on its way any more."""
+    async with write_lock:
+        for task in answers:
+            task.cancel()
+
+
+def _check_room(opened: Opened, request: DraftRequest, num_unanswered: int) -> None:
+    """Raises `Overloaded` for a stream that takes more than its share of this process's memory."""
+    if len(opened) + len(request.opens) > MAX_SEQUENCES:
+        raise Overloaded(
+            f"one stream may open {MAX_SEQUENCES} sequences, has {len(opened)} and opens {len(request.opens)}"
+        )
+    if num_unanswered >= _MAX_UNANSWERED:
+        raise Overloaded(f"{num_unanswered} batches of this stream wait for their answers already")
 
 
 def _failed(request: DraftRequest, error: Exception) -> DraftResult:

@@ -12,10 +12,11 @@ import grpc
 
 from cluster.router import Router
 from cluster.status import error_of_rpc
+from cluster.transports.authentication import OPEN, DataPlaneSecurity
 from cluster.transports.client_stream import ClientStream
 from cluster.transports.dialer import Dialer
 from cluster.transports.grpc_options import open_channel
-from cluster.wire.drafts import draft_request_to_pb, draft_result_from_pb, drafter_info_from_pb
+from cluster.wire.drafts import check_drafts, draft_request_to_pb, draft_result_from_pb, drafter_info_from_pb
 from dflash_core.contracts import DrafterInfo, DraftRequest, DraftResult
 from dflash_core.errors import ProtocolError, Unavailable
 from protos import drafter_pb2, drafter_pb2_grpc
@@ -66,6 +67,7 @@ class GrpcDrafter:
                 if future is None or future.done():
                     continue
                 try:
+                    check_drafts(message.drafts, self.info)
                     future.set_result(draft_result_from_pb(message))
                 except ProtocolError as error:
                     future.set_exception(error)
@@ -80,8 +82,9 @@ class GrpcDrafter:
 class DrafterDialer:
     """Keeps a router connected to the drafters that are listed; to be closed before the router."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, security: DataPlaneSecurity = OPEN) -> None:
         self._router = router
+        self._security = security
         self._dialer = Dialer(self._session, "drafter")
 
     def set_endpoints(self, addresses: Iterable[str]) -> None:
@@ -92,7 +95,7 @@ class DrafterDialer:
         await self._dialer.close()
 
     async def _session(self, address: str) -> None:
-        async with open_channel(address) as channel:
+        async with open_channel(address, self._security) as channel:
             stub = drafter_pb2_grpc.DrafterStub(channel)
             try:
                 info = drafter_info_from_pb(

@@ -1,4 +1,4 @@
-"""Options of every internal channel and server, and how a server finds its port.
+"""Opens every internal channel and server: their options, their authentication, and how a server finds its port.
 
 A killed peer breaks a stream within milliseconds; a silent one is found by keepalive, which needs all of these on
 both ends: a missing one leaves a frozen peer unnoticed for a minute, or cuts idle streams ("too many pings").
@@ -14,6 +14,8 @@ from typing import Final
 import grpc
 import grpc.aio
 
+from cluster.transports.authentication import OPEN, DataPlaneSecurity, SignedChannel
+from cluster.transports.interceptors import DecodeInterceptor, SecretInterceptor
 from dflash_core.errors import Unavailable
 
 MAX_MESSAGE_BYTES: Final = 64 << 20  # a round of 32K-token prompts has room
@@ -47,8 +49,14 @@ SERVER_OPTIONS: Final = (
 STREAM_ERRORS: Final = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError)
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+def open_channel(address: str, security: DataPlaneSecurity = OPEN) -> grpc.aio.Channel:
+    """Raises `InvalidSettings` where a TLS file cannot be read."""
+    if security.tls is None:
+        channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    else:
+        options = (*CHANNEL_OPTIONS, *security.tls.channel_options())
+        channel = grpc.aio.secure_channel(address, security.tls.channel_credentials(), options=options)
+    return channel if security.secret is None else SignedChannel(channel, security.secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +69,30 @@ class RunningServer:
 
 
 async def start_server(
-    register: Callable[[grpc.aio.Server], None], host: str = "127.0.0.1", ports: Iterable[int] = (0,)
+    register: Callable[[grpc.aio.Server], None],
+    host: str = "127.0.0.1",
+    ports: Iterable[int] = (0,),
+    security: DataPlaneSecurity = OPEN,
 ) -> RunningServer:
-    """Serves on the first free port of `ports`; 0 is any. Raises `Unavailable` when none is free.
+    """Serves on the first free port of `ports`; 0 is any.
+
+    Raises `Unavailable` when none is free, `InvalidSettings` where a TLS file cannot be read.
 
     `register` adds the servicers, for example `lambda server: add_DrafterServicer_to_server(service, server)`.
     """
+    interceptors: list[grpc.aio.ServerInterceptor] = [DecodeInterceptor()]
+    if security.secret is not None:
+        interceptors.insert(0, SecretInterceptor(security.secret))
+    credentials = None if security.tls is None else security.tls.server_credentials()
     tried: list[int] = []
     for port in ports:
-        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         register(server)
         try:
-            bound = server.add_insecure_port(f"{host}:{port}")
+            if credentials is None:
+                bound = server.add_insecure_port(f"{host}:{port}")
+            else:
+                bound = server.add_secure_port(f"{host}:{port}", credentials)
         except RuntimeError:  # in use
             tried.append(port)
             continue

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from cluster.transports.grpc_options import STREAM_ERRORS
 from cluster.wire.generations import failure_from_pb
-from cluster.wire.rounds import round_request_to_pb, round_result_from_pb
+from cluster.wire.rounds import check_round_result, round_request_to_pb, round_result_from_pb
 from dflash_core.contracts import RoundRequest, RoundResult, TargetInfo
 from dflash_core.errors import Unavailable
 from protos import router_pb2
@@ -51,6 +51,7 @@ class LeadTarget:
         if pb.HasField("failure"):
             future.set_exception(failure_from_pb(pb.failure))
         else:
+            check_round_result(pb, self.info)
             future.set_result(round_result_from_pb(pb))
 
     def close(self, reason: str) -> None:

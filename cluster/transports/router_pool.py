@@ -19,6 +19,7 @@ import numpy as np
 
 from cluster.requests import EventSink, GenerationRequest, TokenEvent
 from cluster.transports.affinity import choose_router
+from cluster.transports.authentication import OPEN, DataPlaneSecurity
 from cluster.transports.dialer import Dialer
 from cluster.transports.grpc_options import open_channel
 from cluster.transports.router_client import RouterClient
@@ -63,7 +64,8 @@ class RouterPool:
     called on one event loop.
     """
 
-    def __init__(self, failover_timeout_s: float = 30.0) -> None:
+    def __init__(self, failover_timeout_s: float = 30.0, security: DataPlaneSecurity = OPEN) -> None:
+        self._security = security
         self._failover_timeout_s = failover_timeout_s
         self._dialer = Dialer(self._session, "router")
         self._clients: dict[str, RouterClient] = {}
@@ -203,7 +205,7 @@ class RouterPool:
         submission.sink.put([TokenEvent(sequence_id, _NO_TOKENS, error=error)])
 
     async def _session(self, address: str) -> None:
-        async with open_channel(address) as channel:
+        async with open_channel(address, self._security) as channel:
             client = RouterClient(address, channel)
             run = asyncio.create_task(client.run())
             try:

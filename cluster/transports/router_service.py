@@ -190,7 +190,10 @@ class RouterService(router_pb2_grpc.RouterServicer):
 
     async def _admit(self, messages: AsyncIterator[router_pb2.TargetMessage], context: LeadContext) -> LeadTarget:
         """Aborts the stream where this target cannot be taken."""
-        first = await anext(messages, None)
+        try:
+            first = await anext(messages, None)
+        except ProtocolError as error:  # bytes that are no message
+            await context.abort(grpc_status(error), error.message)
         if first is None or first.WhichOneof("message") != "info":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a target's first message must be its info")
         assert first is not None

@@ -21,6 +21,7 @@ from dataclasses import replace
 import grpc
 import grpc.aio
 
+from cluster.transports.authentication import OPEN, DataPlaneSecurity
 from cluster.transports.client_stream import ClientStream
 from cluster.transports.context_sender import GrpcContextSink
 from cluster.transports.dialer import pause_s
@@ -53,12 +54,14 @@ class TargetAgent:
         *,
         executor: Executor | None = None,
         context_sink: GrpcContextSink | None = None,
+        security: DataPlaneSecurity = OPEN,
     ) -> None:
+        self._security = security
         self._runner = runner
         self._routers = routers
         self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="target")
         self._owns_executor = executor is None
-        self._context_sink = context_sink or GrpcContextSink()
+        self._context_sink = context_sink or GrpcContextSink(security=security)
         self._task: asyncio.Task[None] | None = None
         self._call: LeadCall | None = None
         self._idle = asyncio.Event()  # no round runs
@@ -112,7 +115,7 @@ class TargetAgent:
             address = await self._choose_router()
             if address is not None:
                 try:
-                    async with open_channel(address) as channel:
+                    async with open_channel(address, self._security) as channel:
                         await self._serve(address, channel)
                     failures = 0
                 except Overloaded as error:
@@ -144,11 +147,12 @@ class TargetAgent:
     async def _num_targets(self, address: str) -> int:
         """−1 where the router takes none."""
         try:
-            async with open_channel(address) as channel:
+            async with open_channel(address, self._security) as channel:
                 stub = router_pb2_grpc.RouterStub(channel)
                 status = await stub.Status(router_pb2.RouterStatusRequest(), timeout=_STATUS_TIMEOUT_S)
         except grpc.RpcError as error:
-            logger.debug("router %s: %r", address, error)
+            refused = error.code() is grpc.StatusCode.UNAUTHENTICATED  # another secret here than there
+            logger.log(logging.WARNING if refused else logging.DEBUG, "router %s: %s", address, error.details())
             return -1
         return -1 if status.draining else status.num_targets
 

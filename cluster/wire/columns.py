@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cluster.wire.limits import MAX_SEQUENCES, check_at_most
 from cluster.wire.pieces import check_id_lens
 from dflash_core.contracts import SamplingParams, SequenceKey
 from dflash_core.errors import InvalidRequest, ProtocolError
@@ -32,6 +33,7 @@ def keys_to_pb(keys: Sequence[SequenceKey]) -> common_pb2.SequenceKeys:
 
 def keys_from_pb(pb: common_pb2.SequenceKeys) -> tuple[SequenceKey, ...]:
     sequence_ids = list(pb.sequence_ids)
+    check_at_most("sequences", len(sequence_ids), MAX_SEQUENCES)
     check_columns(sequence_ids, attempts=pb.attempts)
     check_id_lens(sequence_ids)
     return tuple(map(SequenceKey, sequence_ids, pb.attempts))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from cluster.wire.columns import (
     check_columns,
@@ -16,6 +20,14 @@ from cluster.wire.columns import (
     samplings_from_pb,
     samplings_to_pb,
     texts_by_place,
+)
+from cluster.wire.limits import (
+    LARGEST_SIZE,
+    MAX_CHUNKS,
+    MAX_FEATURE_BYTES,
+    MAX_SEQUENCES,
+    check_at_most,
+    check_text,
 )
 from cluster.wire.pieces import (
     key_from_pb,
@@ -39,6 +51,8 @@ from dflash_core.contracts import (
 from dflash_core.errors import InvalidRequest, ProtocolError
 from protos import drafter_pb2
 
+_MOST_LOG_PROBABILITY: Final = 1e-3
+
 
 def drafter_info_to_pb(info: DrafterInfo) -> drafter_pb2.DrafterInfo:
     return drafter_pb2.DrafterInfo(
@@ -55,15 +69,24 @@ def drafter_info_to_pb(info: DrafterInfo) -> drafter_pb2.DrafterInfo:
 
 
 def drafter_info_from_pb(pb: drafter_pb2.DrafterInfo) -> DrafterInfo:
+    for name, least in (
+        ("draft_block_size", 2),
+        ("num_candidates", 1),
+        ("hidden_size", 1),
+        ("vocab_size", 1),
+        ("num_target_layers", 1),
+    ):
+        if not least <= getattr(pb, name) <= LARGEST_SIZE:
+            raise ProtocolError(f"a drafter's {name} must lie in [{least}, {LARGEST_SIZE}], got {getattr(pb, name)}")
     return DrafterInfo(
-        model=pb.model,
+        model=check_text("a model", pb.model),
         draft_block_size=pb.draft_block_size,
         num_candidates=pb.num_candidates,
         hidden_size=pb.hidden_size,
         vocab_size=pb.vocab_size,
         num_target_layers=pb.num_target_layers,
-        fingerprint=pb.fingerprint,
-        address=pb.address,
+        fingerprint=check_text("a fingerprint", pb.fingerprint),
+        address=check_text("an address", pb.address),
         draft_times_us=times_from_pb(pb.draft_times),
     )
 
@@ -81,6 +104,8 @@ def draft_request_to_pb(request: DraftRequest) -> drafter_pb2.DraftRequest:
 
 
 def draft_request_from_pb(pb: drafter_pb2.DraftRequest) -> DraftRequest:
+    check_at_most("opens", len(pb.opens), MAX_SEQUENCES)
+    check_at_most("releases", len(pb.releases), MAX_SEQUENCES)
     return DraftRequest(
         batch_id=pb.batch_id,
         opens=tuple((key_from_pb(entry.key), entry.context_len) for entry in pb.opens),
@@ -148,6 +173,47 @@ def draft_result_from_pb(pb: drafter_pb2.DraftResult) -> DraftResult:
     return DraftResult(pb.batch_id, _drafts_from_pb(pb.drafts), dict(pb.stage_times_us))
 
 
+def check_drafts(pb: drafter_pb2.Drafts, info: DrafterInfo) -> None:
+    """Raises `ProtocolError` for what a drafter of this `info` cannot have drafted: ids outside its vocabulary, scores
+    that are no log-probabilities, too many of either, twins. One such draft would end its sequence, or the round of
+    many."""
+    for name, most in (("depths", info.draft_block_size - 1), ("num_candidates", info.num_candidates)):
+        largest = max(getattr(pb, name), default=0)
+        if largest > most:
+            raise ProtocolError(f"a drafter with {most} {name} sent {largest}")
+    if len(pb.token_ids) % 4 or len(pb.scores) % 4:
+        raise ProtocolError(f"candidates of {len(pb.token_ids)} bytes with scores of {len(pb.scores)}: no arrays")
+    token_ids, scores = np.frombuffer(pb.token_ids, "<i4"), np.frombuffer(pb.scores, "<f4")
+    if len(token_ids) and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < info.vocab_size:
+        raise ProtocolError(
+            f"candidates must lie in [0, {info.vocab_size}), got {token_ids.min()} to {token_ids.max()}"
+        )
+    # NaN is neither; minus infinity is what a token has that cannot come. Rounding may lift a sure one above 0.
+    if len(scores) and not float(scores.max()) <= _MOST_LOG_PROBABILITY:
+        raise ProtocolError(f"scores are log-probabilities, got {scores.max()}")
+    shapes = list(zip(pb.depths, pb.num_candidates, strict=False))
+    for matrix in _stacked(token_ids, shapes):
+        ordered = np.sort(matrix, axis=-1)
+        if (ordered[:, 1:] == ordered[:, :-1]).any():
+            raise ProtocolError("the candidates of a depth must differ, got one of them twice")
+
+
+def _stacked(token_ids: npt.NDArray[np.int32], shapes: list[tuple[int, int]]) -> list[npt.NDArray[np.int32]]:
+    """The candidates of a depth in each row: in one matrix where all drafts are as wide, which is nearly always.
+
+    Raises `ProtocolError` where the shapes are not those of so many candidates.
+    """
+    size = sum(depth * width for depth, width in shapes)
+    if size != len(token_ids):
+        raise ProtocolError(f"{len(shapes)} drafts have {size} candidates, got {len(token_ids)}")
+    widths = {width for depth, width in shapes if depth * width}
+    if len(widths) == 1:
+        return [token_ids.reshape(-1, widths.pop())]
+    ends = np.cumsum([depth * width for depth, width in shapes])[:-1]
+    parts = np.split(token_ids, ends) if shapes else []
+    return [part.reshape(-1, width) for part, (depth, width) in zip(parts, shapes, strict=True) if depth * width]
+
+
 def _drafts_from_pb(pb: drafter_pb2.Drafts) -> tuple[Draft, ...]:
     keys = keys_from_pb(pb.keys)
     check_columns(keys, context_lens=pb.context_lens, depths=pb.depths, num_candidates=pb.num_candidates)
@@ -166,6 +232,12 @@ def _drafts_from_pb(pb: drafter_pb2.Drafts) -> tuple[Draft, ...]:
 
 def context_chunk_to_pb(chunk: ContextChunk) -> drafter_pb2.ContextChunk:
     return drafter_pb2.ContextChunk(key=key_to_pb(chunk.key), start=chunk.start, features=tensor_to_pb(chunk.features))
+
+
+def context_batch_from_pb(pb: drafter_pb2.ContextBatch) -> list[ContextChunk]:
+    check_at_most("chunks", len(pb.chunks), MAX_CHUNKS)
+    check_at_most("bytes of features", sum(len(chunk.features.data) for chunk in pb.chunks), MAX_FEATURE_BYTES)
+    return [context_chunk_from_pb(chunk) for chunk in pb.chunks]
 
 
 def context_chunk_from_pb(pb: drafter_pb2.ContextChunk) -> ContextChunk:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from cluster.requests import FinishReason, GenerationRequest, GenerationStatistics, LatencyClass, TokenEvent
 from cluster.status import error_of
 from cluster.wire.columns import check_columns, check_places, joined_int32, split_int32
-from cluster.wire.pieces import int32_from_pb, int32_to_pb, sampling_from_pb, sampling_to_pb
+from cluster.wire.limits import MAX_STOP_TOKENS, check_at_most, check_text
+from cluster.wire.pieces import int32_to_pb, sampling_from_pb, sampling_to_pb, token_ids_from_pb
 from dflash_core.errors import DFlashError, ErrorCode, Overloaded, ProtocolError
 from protos import router_pb2
 
@@ -30,9 +31,10 @@ def generation_to_pb(request: GenerationRequest) -> router_pb2.Generation:
 
 def generation_from_pb(pb: router_pb2.Generation) -> GenerationRequest:
     """Raises `ProtocolError`, or `InvalidRequest` for sampling parameters outside their range."""
+    check_at_most("stop tokens", len(pb.stop_token_ids), MAX_STOP_TOKENS)
     return GenerationRequest(
         sequence_id=pb.sequence_id,
-        token_ids=int32_from_pb(pb.token_ids),
+        token_ids=token_ids_from_pb(pb.token_ids),
         num_prompt_tokens=pb.num_prompt_tokens,
         max_tokens=pb.max_tokens,
         sampling=sampling_from_pb(pb.sampling),
@@ -120,7 +122,9 @@ def failure_to_pb(error: BaseException) -> router_pb2.Failure:
 
 
 def failure_from_pb(pb: router_pb2.Failure) -> DFlashError:
-    return error_of(pb.code, pb.message, param=pb.param or None, retry_after_s=pb.retry_after_s)
+    return error_of(
+        pb.code, check_text("a failure", pb.message), param=pb.param or None, retry_after_s=pb.retry_after_s
+    )
 
 
 def _statistics_to_pb(statistics: GenerationStatistics) -> router_pb2.Statistics:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from cluster.wire.limits import MAX_TOKENS, check_at_most
 from dflash_core.contracts import RawTensor, SamplingParams, SequenceKey, TokenIds
 from dflash_core.errors import InvalidRequest, ProtocolError
 from protos import common_pb2
@@ -35,7 +36,9 @@ def int32_to_pb(values: npt.NDArray[np.int32]) -> common_pb2.Int32Array:
     return common_pb2.Int32Array(data=np.ascontiguousarray(values, dtype="<i4").tobytes())
 
 
-def int32_from_pb(pb: common_pb2.Int32Array) -> TokenIds:
+def token_ids_from_pb(pb: common_pb2.Int32Array) -> TokenIds:
+    """Those of one sequence. Raises `ProtocolError` for more than any can have."""
+    check_at_most("tokens of a sequence", len(pb.data) // 4, MAX_TOKENS)
     if len(pb.data) % 4:
         raise ProtocolError(f"an int32 array has a multiple of 4 bytes, got {len(pb.data)}")
     return np.frombuffer(pb.data, dtype="<i4").astype(np.int32, copy=False)

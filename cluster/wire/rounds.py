@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
 
 from cluster.wire.columns import (
     check_columns,
@@ -13,8 +16,15 @@ from cluster.wire.columns import (
     split_int32,
     texts_by_place,
 )
+from cluster.wire.limits import (
+    LARGEST_SIZE,
+    MAX_SEQUENCES,
+    MAX_STOP_TOKENS,
+    check_address,
+    check_at_most,
+    check_text,
+)
 from cluster.wire.pieces import (
-    int32_from_pb,
     int32_to_pb,
     internal_sampling_from_pb,
     key_from_pb,
@@ -23,6 +33,7 @@ from cluster.wire.pieces import (
     sampling_to_pb,
     times_from_pb,
     times_to_pb,
+    token_ids_from_pb,
 )
 from dflash_core.contracts import (
     DraftTree,
@@ -38,6 +49,7 @@ from dflash_core.contracts import (
 from dflash_core.errors import ProtocolError
 from protos import router_pb2
 
+NO_TOKEN: Final = -1
 _STATUSES = {status.value: status for status in OutcomeStatus}
 
 
@@ -62,10 +74,12 @@ def target_info_to_pb(info: TargetInfo) -> router_pb2.TargetInfo:
 
 def target_info_from_pb(pb: router_pb2.TargetInfo) -> TargetInfo:
     for name in ("vocab_size", "max_model_len", "kv_block_size", "num_blocks", "max_rows", "max_tree_rows"):
-        if getattr(pb, name) < 1:
-            raise ProtocolError(f"a target's {name} must be at least 1, got {getattr(pb, name)}")
+        if not 1 <= getattr(pb, name) <= LARGEST_SIZE:
+            raise ProtocolError(f"a target's {name} must lie in [1, {LARGEST_SIZE}], got {getattr(pb, name)}")
+    for name in ("eos_token_ids", "row_sizes", "round_times"):
+        check_at_most(name, len(getattr(pb, name)), MAX_STOP_TOKENS)
     return TargetInfo(
-        model=pb.model,
+        model=check_text("a model", pb.model),
         vocab_size=pb.vocab_size,
         hidden_size=pb.hidden_size,
         num_layers=pb.num_layers,
@@ -75,7 +89,7 @@ def target_info_from_pb(pb: router_pb2.TargetInfo) -> TargetInfo:
         num_blocks=pb.num_blocks,
         max_rows=pb.max_rows,
         max_tree_rows=pb.max_tree_rows,
-        fingerprint=pb.fingerprint,
+        fingerprint=check_text("a fingerprint", pb.fingerprint),
         epoch=pb.epoch,
         row_sizes=rising_from_pb("a target's row_sizes", pb.row_sizes),
         round_times_us=times_from_pb(pb.round_times),
@@ -102,13 +116,16 @@ def round_request_to_pb(request: RoundRequest) -> router_pb2.RoundRequest:
 def round_request_from_pb(pb: router_pb2.RoundRequest) -> RoundRequest:
     if pb.timeout_ms < 1:
         raise ProtocolError(f"a round's timeout_ms must be at least 1, got {pb.timeout_ms}")
+    for name in ("prefills", "releases", "refills"):
+        check_at_most(name, len(getattr(pb, name)), MAX_SEQUENCES)
     return RoundRequest(
         round_id=pb.round_id,
         prefills=tuple(_prefill_from_pb(prefill) for prefill in pb.prefills),
         trees=_trees_from_pb(pb.trees),
         releases=tuple(key_from_pb(key) for key in pb.releases),
         refills=tuple(
-            Refill(key_from_pb(refill.key), refill.from_position, refill.drafter_address) for refill in pb.refills
+            Refill(key_from_pb(refill.key), refill.from_position, check_address(refill.drafter_address))
+            for refill in pb.refills
         ),
         timeout_ms=pb.timeout_ms,
         queued_sequences=pb.queued_sequences,
@@ -130,7 +147,7 @@ def _prefill_to_pb(prefill: Prefill) -> router_pb2.Prefill:
 
 
 def _prefill_from_pb(pb: router_pb2.Prefill) -> Prefill:
-    token_ids, following = int32_from_pb(pb.token_ids), int32_from_pb(pb.following)
+    token_ids, following = token_ids_from_pb(pb.token_ids), token_ids_from_pb(pb.following)
     if not len(token_ids):
         raise ProtocolError(f"a prefill chunk must have tokens; that of {pb.key.sequence_id!r} has none")
     if len(following) and (pb.start > 0 or pb.is_last):
@@ -145,7 +162,7 @@ def _prefill_from_pb(pb: router_pb2.Prefill) -> Prefill:
         is_last=pb.is_last,
         num_prompt_tokens=pb.num_prompt_tokens,
         sampling=internal_sampling_from_pb(pb.sampling),
-        drafter_address=pb.drafter_address,
+        drafter_address=check_address(pb.drafter_address),
         features_from=pb.features_from,
         following=following,
     )
@@ -183,7 +200,23 @@ def round_result_to_pb(result: RoundResult) -> router_pb2.RoundResult:
     )
 
 
+def check_round_result(pb: router_pb2.RoundResult, info: TargetInfo) -> None:
+    """Raises `ProtocolError` for what a target of this `info` cannot have answered: tokens outside its vocabulary, more
+    free blocks than it has."""
+    if pb.free_blocks > info.num_blocks:
+        raise ProtocolError(f"a target of {info.num_blocks} blocks says that {pb.free_blocks} are free")
+    if len(pb.outcomes.token_ids) % 4:
+        raise ProtocolError(f"token_ids of {len(pb.outcomes.token_ids)} bytes are no array")
+    accepted = np.frombuffer(pb.outcomes.token_ids, "<i4")
+    for tokens, least in ((accepted, 0), (pb.outcomes.bonus_tokens, NO_TOKEN)):
+        if len(tokens) and not least <= min(tokens) <= max(tokens) < info.vocab_size:
+            raise ProtocolError(
+                f"a target's tokens must lie in [{least}, {info.vocab_size}), got {min(tokens)} to {max(tokens)}"
+            )
+
+
 def round_result_from_pb(pb: router_pb2.RoundResult) -> RoundResult:
+    check_at_most("preempted sequences", len(pb.preempted), MAX_SEQUENCES)
     return RoundResult(
         round_id=pb.round_id,
         outcomes=_outcomes_from_pb(pb.outcomes),

@@ -115,7 +115,7 @@ def complete(
     latency_class: Urgency = LatencyClass.STANDARD,
     stats: ShowStatistics = False,
 ) -> None:
-    """Continue a prompt on a running server."""
+    """Continue a prompt on a running server, with the API key of the environment variable DFLASH_API_KEY, if any."""
     from deployments.cli.complete import complete_over_grpc, complete_over_http
 
     options = RequestOptions(

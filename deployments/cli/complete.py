@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +11,13 @@ import grpc
 import httpx
 
 from cluster.requests import LatencyClass
+from cluster.transports.authentication import AUTHORIZATION, bearer
 from deployments.cli.console import note_line, write_piece
 from deployments.cli.options import RequestOptions
 from dflash_core.errors import DFlashError, Unavailable
 from protos import inference_pb2, inference_pb2_grpc
 
+API_KEY = "DFLASH_API_KEY"
 # A long prompt may queue for a while before its first token; a server that is not there answers at once.
 HTTP_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 
@@ -43,7 +46,7 @@ def complete_over_http(prompt: str, server: str, model: str | None, options: Req
     last: dict[str, Any] = {}
     try:
         with (
-            httpx.Client(timeout=HTTP_TIMEOUT) as client,
+            httpx.Client(timeout=HTTP_TIMEOUT, headers=_authorization()) as client,
             client.stream("POST", f"{server.rstrip('/')}/v1/completions", json=body) as response,
         ):
             if response.status_code != 200:
@@ -62,6 +65,12 @@ def complete_over_http(prompt: str, server: str, model: str | None, options: Req
         usage = last["usage"]
         cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
         _note_statistics(usage["prompt_tokens"], cached_tokens, usage["completion_tokens"], **last["dflash"])
+
+
+def _authorization() -> dict[str, str]:
+    """Of the key in the environment: one on the command line could be read by every user of the machine."""
+    key = os.environ.get(API_KEY)
+    return {} if key is None else {AUTHORIZATION: bearer(key)}
 
 
 def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
@@ -103,7 +112,9 @@ def complete_over_grpc(prompt: str, server: str, model: str | None, options: Req
     response = inference_pb2.GenerateResponse()
     with grpc.insecure_channel(server) as channel:
         try:
-            for response in inference_pb2_grpc.InferenceStub(channel).Generate(request):
+            for response in inference_pb2_grpc.InferenceStub(channel).Generate(
+                request, metadata=tuple(_authorization().items())
+            ):
                 write_piece(response.text)
         except grpc.RpcError as error:
             raise _named(server, error) from error

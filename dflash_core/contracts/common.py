@@ -37,8 +37,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 100.0:
             raise InvalidRequest(f"temperature must lie in [0, 100], got {self.temperature}", param="temperature")
-        if self.top_k < 0:
-            raise InvalidRequest(f"top_k must be 0 (off) or positive, got {self.top_k}", param="top_k")
+        if not 0 <= self.top_k < 2**32:
+            raise InvalidRequest(f"top_k must be 0 (off) or positive, below 2**32, got {self.top_k}", param="top_k")
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidRequest(f"top_p must lie in (0, 1], got {self.top_p}", param="top_p")
         if not 0.0 <= self.min_p <= 1.0:

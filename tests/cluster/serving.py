@@ -14,6 +14,7 @@ import numpy as np
 
 from cluster.requests import FinishReason, GenerationRequest
 from cluster.router import Router, RouterSettings
+from cluster.transports.authentication import OPEN, DataPlaneSecurity
 from cluster.transports.drafter_service import DrafterService
 from cluster.transports.grpc_drafter import DrafterDialer
 from cluster.transports.grpc_options import RunningServer, start_server
@@ -89,13 +90,14 @@ class Cluster:
     targets: list[TargetHost] = field(default_factory=list)
     pool: RouterPool = field(default_factory=RouterPool)
     client: Client = field(default_factory=Client)
+    security: DataPlaneSecurity = OPEN
 
     async def add_router(self, **options: Any) -> RouterHost:
         settings: dict[str, Any] = {"tree_budget": 12, "prefill_chunk_tokens": 32, "draft_timeout_ms": 60_000}
         router = Router(RouterSettings(**{**settings, **options}))
         service = RouterService(router, max_targets=lambda: -(-len(self.targets) // len(self.routers)))
-        running = await start_server(service.register)
-        host = RouterHost(router, service, running, DrafterDialer(router))
+        running = await start_server(service.register, security=self.security)
+        host = RouterHost(router, service, running, DrafterDialer(router, self.security))
         self.routers.append(host)
         self._list()
         return host
@@ -103,7 +105,7 @@ class Cluster:
     async def add_drafter(self) -> DrafterHost:
         runner = DrafterRunner.load(str(self.pair.drafter), str(self.pair.target), DRAFTER_SETTINGS)
         service = DrafterService(runner)
-        host = DrafterHost(runner, service, await start_server(service.register))
+        host = DrafterHost(runner, service, await start_server(service.register, security=self.security))
         self.drafters.append(host)
         self._list()
         await until(lambda: all(router.router.num_drafters == len(self.drafters) for router in self.routers))
@@ -111,7 +113,7 @@ class Cluster:
 
     def add_target(self) -> TargetHost:
         runner = TargetRunner.load(str(self.pair.target), str(self.pair.drafter), self.target_settings)
-        agent = TargetAgent(runner, lambda: [router.address for router in self.routers])
+        agent = TargetAgent(runner, lambda: [router.address for router in self.routers], security=self.security)
         host = TargetHost(runner, agent)
         self.targets.append(host)
         agent.start()
@@ -152,9 +154,10 @@ async def make_cluster(
     num_drafters: int = 1,
     num_targets: int = 1,
     target_settings: TargetSettings = TARGET_SETTINGS,
+    security: DataPlaneSecurity = OPEN,
     **options: Any,
 ) -> AsyncIterator[Cluster]:
-    cluster = Cluster(pair, target_settings)
+    cluster = Cluster(pair, target_settings, security=security, pool=RouterPool(security=security))
     try:
         for _ in range(num_routers):
             await cluster.add_router(**options)

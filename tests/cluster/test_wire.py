@@ -45,6 +45,7 @@ uint32 = st.integers(0, 2**32 - 1)
 uint64 = st.integers(0, 2**64 - 1)
 count = st.integers(1, 2**31 - 1)
 text = st.text(st.characters(codec="utf-8"), max_size=20)
+addresses = st.sampled_from(["", "10.0.0.7:20001", "localhost:1", "drafter.pool:65535", "[fd00::1]:443", "fd00::1:443"])
 keys = st.builds(SequenceKey, st.text(st.characters(codec="utf-8"), min_size=1, max_size=40), uint32)
 samplings = st.builds(
     SamplingParams,
@@ -97,7 +98,7 @@ chunks = st.builds(
     is_last=st.booleans(),
     num_prompt_tokens=uint32,
     sampling=samplings,
-    drafter_address=text,
+    drafter_address=addresses,
     features_from=uint32,
 )
 first_chunks = st.builds(replace, chunks, start=st.just(0), is_last=st.just(False), following=int32s(1))
@@ -108,7 +109,7 @@ round_requests = st.builds(
     prefills=st.lists(prefills, max_size=3).map(tuple),
     trees=st.lists(st.builds(TreeRows, keys, uint32, trees()), max_size=3).map(tuple),
     releases=st.lists(keys, max_size=3).map(tuple),
-    refills=st.lists(st.builds(Refill, keys, uint32, text), max_size=3).map(tuple),
+    refills=st.lists(st.builds(Refill, keys, uint32, addresses), max_size=3).map(tuple),
     timeout_ms=count,
     queued_sequences=uint32,
 )
@@ -134,7 +135,8 @@ target_infos = st.builds(
     fingerprint=text,
     epoch=uint32,
 )
-drafter_infos = st.builds(DrafterInfo, text, uint32, uint32, uint32, uint32, uint32, text, text)
+sizes = st.integers(2, 2**31 - 1)
+drafter_infos = st.builds(DrafterInfo, text, sizes, sizes, sizes, sizes, sizes, text, text)
 rankings = st.builds(DraftRanking, st.booleans(), st.floats(0, 1000, width=32))
 draft_requests = st.builds(
     DraftRequest,
@@ -243,13 +245,13 @@ TWO = common_pb2.Int32Array(data=bytes(8))
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: pieces.int32_from_pb(common_pb2.Int32Array(data=b"123")), "got 3"),
+        (lambda: pieces.token_ids_from_pb(common_pb2.Int32Array(data=b"123")), "got 3"),
         (lambda: pieces.key_from_pb(common_pb2.SequenceKey()), "got 0"),
         (lambda: pieces.key_from_pb(common_pb2.SequenceKey(sequence_id="a" * 321)), "got 321"),
         (lambda: pieces.tensor_from_pb(common_pb2.Tensor(dtype="int64")), "'int64'"),
         (lambda: pieces.tensor_from_pb(common_pb2.Tensor(dtype="float32", shape=[2, 3], data=b"1")), "24 bytes, got 1"),
         (lambda: drafts.context_ack_from_pb(drafter_pb2.ContextAck(key=KEY, status="lost")), "'lost'"),
-        (lambda: rounds.target_info_from_pb(router_pb2.TargetInfo(vocab_size=5)), "max_model_len must be .* got 0"),
+        (lambda: rounds.target_info_from_pb(router_pb2.TargetInfo(vocab_size=5)), "max_model_len must lie in .* got 0"),
         (lambda: rounds.round_request_from_pb(router_pb2.RoundRequest()), "at least 1, got 0"),
         (lambda: error_of("tired", "why"), "'tired'"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.api_keys import ApiKeySource, KeyRing
 from deployments.generation import GenerationService
 from deployments.http_api import build_http_app
 from deployments.settings import LimitSettings
@@ -16,9 +17,10 @@ from dflash_core.errors import DeadlineExceeded, DFlashError, Overloaded, Unavai
 from tests.deployments.scripted import INFO, TOKENIZER, ScriptedRouters
 
 
-def _client(routers: ScriptedRouters) -> httpx.AsyncClient:
+def _client(routers: ScriptedRouters, keys: KeyRing | None = None) -> httpx.AsyncClient:
     service = GenerationService(routers, TOKENIZER, "tiny", LimitSettings())
-    transport = httpx.ASGITransport(build_http_app(service, "tiny-drafter"), raise_app_exceptions=False)
+    app = build_http_app(service, "tiny-drafter", keys or KeyRing(ApiKeySource()))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://server")
 
 
@@ -152,7 +154,7 @@ async def test_a_router_that_is_gone_is_503() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_before_an_answer_cancels_its_output(stream: bool) -> None:
     routers = ScriptedRouters(pieces=[])  # never a token
-    app = build_http_app(GenerationService(routers, TOKENIZER, "tiny", LimitSettings()), None)
+    app = build_http_app(GenerationService(routers, TOKENIZER, "tiny", LimitSettings()), None, KeyRing(ApiKeySource()))
     body = json.dumps({"model": "tiny", "prompt": "x", "stream": stream}).encode()
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     messages.put_nowait({"type": "http.request", "body": body, "more_body": False})

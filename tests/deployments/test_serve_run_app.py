@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ import grpc
 import httpx
 import openai
 import pytest
+import trustme
 import yaml
 from tokenizers import Tokenizer
 
 from cluster.engine import DEFAULT_TARGET
+from cluster.transports.authentication import TlsFiles
 from dflash_core.models.checkpoints import resolve_checkpoint
 from protos import inference_pb2, inference_pb2_grpc
 from tests.deployments.conftest import free_ports, serve_environment
@@ -30,9 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def _serve_run(log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def _serve_run(log: Path, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
     """Runs the command, and after the body ends it as Ctrl-C does: it must end by itself, with nothing left behind."""
-    environment = dict(os.environ) | serve_environment()
+    environment = dict(os.environ) | serve_environment() | variables
     command = [sys.executable, "-m", "ray.serve.scripts", "run", *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -94,6 +97,72 @@ def test_with_arguments(tmp_path: Path) -> None:
             _wait_for_line(log, f"-- memory of {owner} on cpu:")
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/healthz", timeout=5)
+
+
+def test_with_keys_a_secret_and_certificates(tmp_path: Path) -> None:
+    """Whoever has none of them is refused on every port of ours, and no log of Ray's or ours shows one."""
+    pair = make_tiny_pair(tmp_path / "pair")
+    http_port, grpc_port, data_port = free_ports(3)
+    url, log = f"http://127.0.0.1:{http_port}", tmp_path / "log"
+    key, secret = "key-0123456789abcdef", "secret-0123456789abcdef"
+    tls = _certificates(tmp_path / "tls")
+    arguments = [
+        f"target={pair.target}",
+        f"drafter={pair.drafter}",
+        "tree_budget=8",
+        f"http_port={http_port}",
+        f"grpc_port={grpc_port}",
+        f"data_plane_ports={data_port}-{data_port + 20}",
+        "data_plane_host=127.0.0.1",
+        f"security.tls_cert_file={tls.cert_file}",
+        f"security.tls_key_file={tls.key_file}",
+        f"security.tls_ca_file={tls.ca_file}",
+        f"security.tls_server_name={tls.server_name}",
+    ]
+    # Ray's sockets need a short path.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
+        variables = {"DFLASH_API_KEYS": f"alice:{key}", "DFLASH_CLUSTER_SECRET": secret, "RAY_TMPDIR": ray_folder}
+        with _serve_run(log, "deployments:app", *arguments, **variables) as process:
+            _wait_until_ready(process, log, url)
+            body = {"prompt": "def add(", "max_tokens": 16, "seed": 1}
+            authorization = {"authorization": f"Bearer {key}"}
+            assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 401
+            answer = httpx.post(f"{url}/v1/completions", json=body, headers=authorization, timeout=60)
+            assert answer.status_code == 200
+            with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+                stub = inference_pb2_grpc.InferenceStub(channel)
+                request = inference_pb2.GenerateRequest(text="def add(", max_tokens=16, seed=1)
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.Complete(request, timeout=60, wait_for_ready=True)
+                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+                told = stub.Complete(request, timeout=60, metadata=tuple(authorization.items()))
+                assert told.text == answer.json()["choices"][0]["text"]
+            codes = [_code_without_the_secret(port, tls) for port in range(data_port, data_port + 21)]
+            assert codes.count(grpc.StatusCode.UNAUTHENTICATED) == 2, "a router and a drafter"
+            assert set(codes) == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE}
+        logs = [path for path in Path(ray_folder).rglob("logs/**/*") if path.is_file()]
+        assert any("serve" in path.parts for path in logs)
+        for path in [log, *logs]:
+            text = path.read_text(errors="replace")
+            assert key not in text, path
+            assert secret not in text, path
+
+
+def _certificates(folder: Path) -> TlsFiles:
+    folder.mkdir()
+    authority = trustme.CA()
+    certificate = authority.issue_cert("replicas.dflash")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    return TlsFiles(folder / "cert.pem", folder / "key.pem", folder / "ca.pem", "replicas.dflash")
+
+
+def _code_without_the_secret(port: int, tls: TlsFiles) -> grpc.StatusCode:
+    with grpc.secure_channel(f"127.0.0.1:{port}", tls.channel_credentials(), options=tls.channel_options()) as channel:
+        call = channel.unary_unary("/dflash.internal.v1.Router/Status").future(b"", timeout=30)
+        code: grpc.StatusCode = call.code()
+        return code
 
 
 def test_the_embedded_pair_with_the_config_file(tmp_path: Path) -> None:

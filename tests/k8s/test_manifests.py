@@ -82,3 +82,24 @@ def test_the_image_copies_every_package() -> None:
     dockerfile = (K8S / "Dockerfile").read_text()
     for package in ("dflash_core", "cluster", "deployments", "protos"):
         assert f"COPY {package} {package}" in dockerfile
+
+
+def test_only_http_and_grpc_are_open_to_everybody() -> None:
+    policy = _load("network-policy.yaml")["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    service = _load("service.yaml")["spec"]["selector"]
+    assert policy["podSelector"]["matchLabels"].items() <= service.items(), "the policy holds for the service's pods"
+    (everybody,) = [rule for rule in policy["ingress"] if "from" not in rule]
+    assert {entry["port"] for entry in everybody["ports"]} == {8000, 9000}
+
+
+def test_ray_wants_a_token_and_clients_a_key() -> None:
+    spec = _load("rayservice.yaml")["spec"]
+    assert spec["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+    settings = parse_settings(yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"])
+    head = spec["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    (mount,) = [m for m in head["containers"][0]["volumeMounts"] if m["name"] == "api-keys"]
+    (volume,) = [v for v in head["volumes"] if v["name"] == "api-keys"]
+    assert settings.security.api_key_file is not None
+    assert str(settings.security.api_key_file.parent) == mount["mountPath"]
+    assert volume["secret"]["secretName"] in (K8S / "README.md").read_text()
