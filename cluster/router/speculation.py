@@ -214,14 +214,14 @@ class Speculation:
             verify_s: that the target was busy with it.
             taken_up_s: since the round before ended on this target; None after a time of idleness.
         """
-        if taken_up_s is not None and load.num_sequences == len(planned.trees):  # prefill is none of it
+        if taken_up_s is not None and load.num_sequences == planned.num_trees:  # prefill is none of it
             self._observe_cycle(load, len(planned.drafted), taken_up_s)
         self.verify_times.observe(load, verify_s)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)
         if taken_up_s is not None:
             self._trial_s = min(self._trial_s + _TRIAL_SHARE * taken_up_s, _MOST_TRIAL_S)
         if planned.drafted:
-            per_draft = sum(tree.num_nodes for tree in planned.trees) / len(planned.drafted)
+            per_draft = planned.num_nodes / len(planned.drafted)
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
             self._shape = float(shape_at(np.array(self._nodes_per_draft)))
 

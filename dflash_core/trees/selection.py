@@ -25,7 +25,7 @@ class PackedTrees(NamedTuple):
 
     token_ids: Ints  # [rows]
     depths: Ints  # [rows]
-    ends: Longs  # [sequences], the row where each tree ends
+    num_rows: Longs  # [sequences], of each tree, its root included
     expected: Doubles  # [sequences], tokens, the bonus token included
 
 
@@ -73,10 +73,11 @@ def take_nodes(roots: Ints, weights: Doubles, found: Found, cutoff: float, num_e
     num_sequences = len(roots)
     tokens = np.empty(num_sequences + len(found.keys), np.int32)
     depths = np.empty(num_sequences + len(found.keys), np.int32)
-    ends, expected = np.empty(num_sequences, np.int64), np.ones(num_sequences, np.float64)
+    num_rows, expected = np.empty(num_sequences, np.int64), np.ones(num_sequences, np.float64)
     row, node = 0, 0
     for sequence in range(num_sequences):
         tokens[row], depths[row] = roots[sequence], 0
+        first_row = row
         row += 1
         total = 0.0
         for i in range(node, found.ends[sequence]):
@@ -92,5 +93,5 @@ def take_nodes(roots: Ints, weights: Doubles, found: Found, cutoff: float, num_e
             row += 1
         expected[sequence] += total / weights[sequence]
         node = found.ends[sequence]
-        ends[sequence] = row
-    return PackedTrees(tokens[:row], depths[:row], ends, expected)
+        num_rows[sequence] = row - first_row
+    return PackedTrees(tokens[:row], depths[:row], num_rows, expected)
