@@ -20,6 +20,7 @@ from dflash_core.contracts import (
     DraftRequest,
     DraftResult,
     DraftTree,
+    PackedTreeRows,
     RoundRequest,
     SamplingParams,
     SequenceKey,
@@ -55,7 +56,8 @@ def message_costs(load: Load) -> MessageCosts:
     keys = [SequenceKey(f"sequence-{number}.router.{number}", 1) for number in range(load.num_sequences)]
     blocks = tuple(DraftBlock(key, 1, PROMPT_TOKENS, SamplingParams(seed=1)) for key in keys)
     drafts = DraftResult(1, tuple(InstantDrafter().draft(blocks)))
-    request = RoundRequest(1, trees=tuple(TreeRows(key, PROMPT_TOKENS, _tree(load.tree_budget)) for key in keys))
+    trees = PackedTreeRows.of([TreeRows(key, PROMPT_TOKENS, _tree(load.tree_budget)) for key in keys])
+    request = RoundRequest(1, trees=trees)
     result = InstantTarget(load).run_round(request).result
     events = [TokenEvent(o.key.sequence_id, o.token_ids, num_tree_nodes=load.tree_budget) for o in result.outcomes]
     results, draft_results = round_result_to_pb(result), draft_result_to_pb(drafts)

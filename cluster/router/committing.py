@@ -11,7 +11,7 @@ from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.timings import RoundTimings
-from dflash_core.contracts import Outcome, OutcomeStatus, Prefill, RoundResult, TreeRows
+from dflash_core.contracts import Outcome, OutcomeStatus, Prefill, RoundResult
 from dflash_core.errors import DFlashError, InvalidRequest, ProtocolError
 
 
@@ -56,7 +56,7 @@ class EventBatch:
 
 def check_result(link: TargetLink, plan: RoundPlan, result: RoundResult) -> None:
     """Raises `ProtocolError` unless the outcomes are those of the plan, in its order, and the oldest may go on."""
-    wanted = [prefill.key for prefill in plan.request.prefills] + [tree.key for tree in plan.request.trees]
+    wanted = [prefill.key for prefill in plan.request.prefills] + [*plan.trees.keys]
     got = [outcome.key for outcome in result.outcomes]
     if wanted != got:
         raise ProtocolError(f"round {result.round_id}: wanted outcomes of {wanted}, got {got}")
@@ -86,43 +86,55 @@ def commit_round(
     check_result(link, plan, result)
     link.free_blocks = result.free_blocks
     _preempt(link, result, keeper, timings)
-    pieces: tuple[Prefill | TreeRows, ...] = (*plan.request.prefills, *plan.request.trees)
     events = EventBatch()
-    tree_sequences = tree_nodes = output_tokens = 0
-    for sequence, piece, outcome in zip(plan.sequences, pieces, result.outcomes, strict=True):
-        if sequence.phase is Phase.DONE or sequence.key != outcome.key:
-            continue  # cancelled, or sent elsewhere, while the round ran
-        if outcome.status is not OutcomeStatus.OK:
-            _not_ok(sequence, outcome, keeper)
-            continue
-        if isinstance(piece, Prefill):
-            num_nodes = 0
-            chosen = _commit_prefill(sequence, piece, outcome, keeper, timings)
-        else:
-            num_nodes = len(piece.tree.token_ids) - 1
-            tree_sequences += 1
-            tree_nodes += num_nodes
-            chosen = _commit_tree(sequence, piece, outcome, num_nodes, keeper)
-        if not chosen:
-            continue
-        cached_tokens = sequence.cached_tokens if sequence.first_token_at is None else 0
-        kept, finish = sequence.append(chosen, now)
-        output_tokens += len(kept)
-        statistics = None if finish is None else sequence.statistics(now)
-        token_ids = np.array(kept, np.int32)
-        events.add(
-            sequence.sink,
-            TokenEvent(sequence.request.sequence_id, token_ids, finish, statistics, None, num_nodes, cached_tokens),
-        )
-        if finish is not None:
-            keeper.finish(sequence)
+    split = len(plan.request.prefills)
+    output_tokens = 0
+    for sequence, chunk, outcome in zip(plan.sequences, plan.request.prefills, result.outcomes, strict=False):
+        if _is_answered(sequence, outcome, keeper):
+            chosen = _commit_prefill(sequence, chunk, outcome, keeper, timings)
+            output_tokens += _hand_out(sequence, chosen, 0, events, keeper, now)
+    for sequence, num_rows, outcome in zip(
+        plan.sequences[split:], plan.trees.num_rows, result.outcomes[split:], strict=True
+    ):
+        if _is_answered(sequence, outcome, keeper):
+            timings.tree_sequences += 1
+            timings.tree_nodes += num_rows - 1
+            chosen = _commit_tree(sequence, outcome, num_rows - 1, keeper)
+            output_tokens += _hand_out(sequence, chosen, num_rows - 1, events, keeper, now)
     timings.rounds += 1
-    timings.tree_sequences += tree_sequences
-    timings.tree_nodes += tree_nodes
     timings.output_tokens += output_tokens
     events.send()
     link.recount_all(plan.sequences)
     keeper.place_waiting()
+
+
+def _is_answered(sequence: Sequence, outcome: Outcome, keeper: SequenceKeeper) -> bool:
+    """Whether there is something to commit."""
+    if sequence.phase is Phase.DONE or sequence.key != outcome.key:
+        return False  # cancelled, or sent elsewhere, while the round ran
+    if outcome.status is OutcomeStatus.OK:
+        return True
+    _not_ok(sequence, outcome, keeper)
+    return False
+
+
+def _hand_out(
+    sequence: Sequence, chosen: list[int], num_nodes: int, events: EventBatch, keeper: SequenceKeeper, now: float
+) -> int:
+    """Appends the tokens that the target chose, none where it was wrong or has not come to any; returns how many."""
+    if not chosen:
+        return 0
+    cached_tokens = sequence.cached_tokens if sequence.first_token_at is None else 0
+    kept, finish = sequence.append(chosen, now)
+    statistics = None if finish is None else sequence.statistics(now)
+    token_ids = np.array(kept, np.int32)
+    events.add(
+        sequence.sink,
+        TokenEvent(sequence.request.sequence_id, token_ids, finish, statistics, None, num_nodes, cached_tokens),
+    )
+    if finish is not None:
+        keeper.finish(sequence)
+    return len(kept)
 
 
 def _preempt(link: TargetLink, result: RoundResult, keeper: SequenceKeeper, timings: RoundTimings) -> None:
@@ -164,15 +176,14 @@ def _commit_prefill(
     return [outcome.bonus_token]
 
 
-def _commit_tree(
-    sequence: Sequence, piece: TreeRows, outcome: Outcome, num_nodes: int, keeper: SequenceKeeper
-) -> list[int]:
+def _commit_tree(sequence: Sequence, outcome: Outcome, num_nodes: int, keeper: SequenceKeeper) -> list[int]:
     accepted: list[int] = outcome.token_ids.tolist()
-    expected = piece.root_position + len(accepted) + 1
+    root_position = sequence.root_position  # the tree's: of an attempt, it changes here alone
+    expected = root_position + len(accepted) + 1
     if outcome.cached_len != expected or outcome.bonus_token < 0:
         keeper.prefill_again(
             sequence,
-            f"root at {piece.root_position}, {len(accepted)} accepted: expected cached_len {expected} and a "
+            f"root at {root_position}, {len(accepted)} accepted: expected cached_len {expected} and a "
             f"token, got {outcome.cached_len} and {outcome.bonus_token}",
         )
         return []

@@ -156,8 +156,9 @@ class MicroBatch:
             return
         with self._timings.stage(LEARN):
             expected_tokens, drafted_tokens = 0.0, 0
-            for entry, expected in zip(planned.drafted, planned.batch.expected_tokens.tolist(), strict=True):
-                outcome = outcomes[entry.place]
+            expected_of_trees = planned.batch.expected_tokens.tolist()
+            for entry in planned.drafted:
+                outcome, expected = outcomes[entry.place], expected_of_trees[entry.place]
                 if outcome is not None:
                     num_accepted = len(outcome.token_ids)
                     self._speculation.observe_draft(entry.sequence, expected, num_accepted)

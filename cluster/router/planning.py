@@ -12,7 +12,7 @@ from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
 from cluster.router.tree_planner import PlannedTrees, TreePlanner
-from dflash_core.contracts import Prefill, Refill, RoundRequest, TreeRows
+from dflash_core.contracts import PackedTreeRows, Prefill, Refill, RoundRequest
 from dflash_core.trees.build import NodeBudget
 
 _NOTHING = np.empty(0, dtype=np.int32)
@@ -23,6 +23,7 @@ class RoundPlan:
     """A request and the sequences behind its pieces, in the order of the outcomes: prefills, then trees."""
 
     request: RoundRequest
+    trees: PackedTreeRows  # the request's
     sequences: tuple[Sequence, ...]
     planned: PlannedTrees
 
@@ -52,9 +53,12 @@ def plan_round(
     rows_left -= sum(len(prefill.token_ids) for prefill in prefills)
     max_nodes = min(rows_left, link.info.max_tree_rows - len(running))
     planned = _plan_trees(running, prefills, speculation, planner, max_nodes)
-    trees = tuple(
-        TreeRows(sequence.key, sequence.root_position, tree)
-        for sequence, tree in zip(running, planned.trees, strict=True)
+    trees = PackedTreeRows(
+        [sequence.key for sequence in running],
+        [sequence.root_position for sequence in running],
+        planned.num_rows,
+        planned.token_ids,
+        planned.depths,
     )
     request = RoundRequest(
         round_id=round_id,
@@ -67,7 +71,7 @@ def plan_round(
     )
     for sequence in running:
         sequence.draft = None  # good for this root only
-    return RoundPlan(request, (*prefilling, *running), planned)
+    return RoundPlan(request, trees, (*prefilling, *running), planned)
 
 
 def _plan_trees(

@@ -126,7 +126,8 @@ class Speculation:
             self.times.begin_drafting(drafter.info)
         levels = np.array([self._level(sequence) for sequence in wanting], np.float64)
         # Of equals, such as those never drafted for, first those whose drafter lacks least.
-        order = np.lexsort(([sequence.num_unfed_tokens for sequence in wanting], -levels))
+        num_unfed = np.array([sequence.num_unfed_tokens for sequence in wanting], np.int64)
+        order = np.lexsort((num_unfed, -levels))
         wanting, levels = [wanting[place] for place in order.tolist()], levels[order]
         weight = sum([sequence.weight for sequence in running])
         found = self._prospects(levels, weight, len(running), self.times.num_micro_batches)
@@ -216,7 +217,7 @@ class Speculation:
             verify_s: that the target was busy with it.
             taken_up_s: since the round before ended on this target; None after a time of idleness.
         """
-        if taken_up_s is not None and load.num_sequences == len(planned.trees):  # prefill is none of it
+        if taken_up_s is not None and load.num_sequences == planned.num_trees:  # prefill is none of it
             self.times.observe_cycle(load, len(planned.drafted), taken_up_s)
         self.times.observe_round(load, verify_s)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)
@@ -224,7 +225,7 @@ class Speculation:
             self._trial_s = min(self._trial_s + _TRIAL_SHARE * taken_up_s, _MOST_TRIAL_S)
             self._plain_trial_s = min(self._plain_trial_s + _PLAIN_TRIAL_SHARE * taken_up_s, _MOST_TRIAL_S)
         if planned.drafted:
-            per_draft = sum(tree.num_nodes for tree in planned.trees) / len(planned.drafted)
+            per_draft = planned.num_nodes / len(planned.drafted)
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
             self._shape = float(shape_at(np.array(self._nodes_per_draft)))
 

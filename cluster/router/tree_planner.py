@@ -8,16 +8,18 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from cluster.requests import Strategy
 from cluster.router.ranking import RankingTuner
 from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
-from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, DraftTree, Outcome
+from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, Outcome, TokenIds
 from dflash_core.errors import InvalidSettings
 from dflash_core.trees.acceptance import AcceptanceModel, context_class
 from dflash_core.trees.build import NO_HISTORY, UNLIMITED_WIDTH, NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
 from dflash_core.trees.histories import TokenHistories
-from dflash_core.trees.structure import root_only
 
 # With a fixed budget, a sequence whose drafts are good may take this many times its share from those whose are not.
 _MOST_SHARES = 2
@@ -41,11 +43,27 @@ class Drafted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlannedTrees:
-    """One tree per running sequence of a round, and what is needed to learn from their outcomes."""
+    """One tree per running sequence of a round, one after the other, and what is needed to learn from outcomes."""
 
-    trees: list[DraftTree]
+    token_ids: TokenIds  # [rows]
+    depths: npt.NDArray[np.int32]  # [rows]
+    num_rows: list[int]  # [trees], roots included
     drafted: tuple[Drafted, ...] = ()
-    batch: TreeBatch | None = None  # of those drafted
+    batch: TreeBatch | None = None  # the trees; None where there was nothing to choose
+
+    @classmethod
+    def roots_only(cls, root_tokens: Many[int]) -> PlannedTrees:
+        roots = np.array(root_tokens, np.int32)
+        return cls(roots, np.zeros(len(roots), np.int32), [1] * len(roots))
+
+    @property
+    def num_trees(self) -> int:
+        return len(self.num_rows)
+
+    @property
+    def num_nodes(self) -> int:
+        """Without roots."""
+        return len(self.token_ids) - len(self.num_rows)
 
 
 def _limits(settings: RouterSettings) -> tuple[int, int]:
@@ -55,6 +73,11 @@ def _limits(settings: RouterSettings) -> tuple[int, int]:
     if settings.tree_budget is None:
         return settings.max_tree_nodes, settings.max_tree_nodes
     return settings.tree_budget * _MOST_SHARES, _ANY_NUMBER
+
+
+def _root_alone(sequence: Sequence, other: Draft) -> TreeCandidates:
+    """Of the other draft's width, as candidates that are packed together had better be."""
+    return TreeCandidates(sequence.token_ids[-1], other.token_ids[:0], other.scores[:0], max_depth=0, max_nodes=0)
 
 
 class TreePlanner:
@@ -117,26 +140,21 @@ class TreePlanner:
     def build(self, sequences: Many[Sequence], drafted: tuple[Drafted, ...], budget: NodeBudget) -> PlannedTrees:
         """One tree per sequence, with nodes for those drafted, as many as the budget says."""
         if not drafted:
-            return PlannedTrees([root_only(sequence.token_ids[-1]) for sequence in sequences])
+            return PlannedTrees.roots_only([sequence.token_ids[-1] for sequence in sequences])
         self._tell_histories([entry.sequence for entry in drafted])
-        batch = self._builder.build(self._candidates(drafted), budget)
-        per_tree = sum([len(tree.token_ids) for tree in batch.trees]) / len(drafted) - 1.0
-        self._nodes_per_tree += _NODES_STEP * (per_tree - self._nodes_per_tree)
-        if len(drafted) == len(sequences):
-            return PlannedTrees(batch.trees, drafted, batch)
-        trees = {entry.place: tree for entry, tree in zip(drafted, batch.trees, strict=True)}
-        return PlannedTrees(
-            [trees.get(place) or root_only(sequence.token_ids[-1]) for place, sequence in enumerate(sequences)],
-            drafted,
-            batch,
-        )
+        batch = self._builder.build(self._candidates(sequences, drafted), budget)
+        planned = PlannedTrees(batch.token_ids, batch.depths, batch.num_rows, drafted, batch)
+        self._nodes_per_tree += _NODES_STEP * (planned.num_nodes / len(drafted) - self._nodes_per_tree)
+        return planned
 
-    def _candidates(self, drafted: Many[Drafted]) -> list[TreeCandidates]:
-        """By position, since names take longer: once a round and sequence."""
+    def _candidates(self, sequences: Many[Sequence], drafted: Many[Drafted]) -> list[TreeCandidates]:
+        """Of each sequence: those without a draft bring a root. By position, since names take longer: once a round and
+        sequence."""
         min_nodes = self._settings.min_tree_nodes
         max_width = 1 if self._settings.strategy is Strategy.CHAIN else UNLIMITED_WIDTH
-        found = []
-        for _, sequence, draft, ranking in drafted:
+        found: list[TreeCandidates] = []
+        for place, sequence, draft, ranking in drafted:
+            found += [_root_alone(other, draft) for other in sequences[len(found) : place]]
             max_nodes, least = self.most_nodes(sequence), max(min_nodes, sequence.min_nodes)
             found.append(
                 TreeCandidates(
@@ -152,7 +170,7 @@ class TreePlanner:
                     sequence.history,
                 )
             )
-        return found
+        return found + [_root_alone(other, drafted[-1].draft) for other in sequences[len(found) :]]
 
     def learn(self, planned: PlannedTrees, outcomes: Many[Outcome | None]) -> None:
         """`outcomes`: of the trees, None for those that teach nothing. To be called before the next trees of these
@@ -164,14 +182,13 @@ class TreePlanner:
         if planned.batch is None or not self._settings.learns_acceptance:
             return
         drafted = planned.drafted
-        written: list[list[int]] = [[] for _ in drafted]
+        written: list[list[int]] = [[] for _ in outcomes]
         first = self._draw(len(drafted))
         for turn in range(first, first + min(len(drafted), _MOST_LEARNED)):
-            index = turn % len(drafted)
-            _, sequence, draft, ranking = drafted[index]
-            outcome = outcomes[drafted[index].place]
+            place, sequence, draft, ranking = drafted[turn % len(drafted)]
+            outcome = outcomes[place]
             if outcome is not None:
-                written[index] = tokens = [*outcome.token_ids.tolist(), outcome.bonus_token]
+                written[place] = tokens = [*outcome.token_ids.tolist(), outcome.bonus_token]
                 self.tuner.observe(sequence.request.sampling, ranking, draft.token_ids, tokens)
         self._builder.learn(planned.batch, written)
 

@@ -86,6 +86,11 @@ def split_int32(data: bytes, lengths: Sequence[int], what: str) -> list[npt.NDAr
     return _split(data, lengths, _INT32, what)
 
 
+def flat_int32(data: bytes, size: int, num_sequences: int, what: str) -> npt.NDArray[np.int32]:
+    """`[size]`, of all sequences together; a view, which cannot be written to."""
+    return _flat(data, size, num_sequences, _INT32, what)
+
+
 def matrices_int32(data: bytes, shapes: Sequence[tuple[int, int]], what: str) -> list[npt.NDArray[np.int32]]:
     """One matrix per shape, in their order; views, as above."""
     return _matrices(data, shapes, _INT32, what)

@@ -10,6 +10,7 @@ import numpy as np
 from cluster.wire.columns import (
     check_columns,
     check_places,
+    flat_int32,
     joined_int32,
     keys_from_pb,
     keys_to_pb,
@@ -36,9 +37,9 @@ from cluster.wire.pieces import (
     token_ids_from_pb,
 )
 from dflash_core.contracts import (
-    DraftTree,
     Outcome,
     OutcomeStatus,
+    PackedTreeRows,
     Prefill,
     Refill,
     RoundRequest,
@@ -169,24 +170,25 @@ def _prefill_from_pb(pb: router_pb2.Prefill) -> Prefill:
 
 
 def _trees_to_pb(trees: Sequence[TreeRows]) -> router_pb2.Trees:
+    packed = PackedTreeRows.of(trees)
     return router_pb2.Trees(
-        keys=keys_to_pb([rows.key for rows in trees]),
-        root_positions=[rows.root_position for rows in trees],
-        num_rows=[rows.tree.num_rows for rows in trees],
-        token_ids=joined_int32([rows.tree.token_ids for rows in trees]),
-        depths=joined_int32([rows.tree.depths for rows in trees]),
+        keys=keys_to_pb(packed.keys),
+        root_positions=packed.root_positions,
+        num_rows=packed.num_rows,
+        token_ids=joined_int32([packed.token_ids]),
+        depths=joined_int32([packed.depths]),
     )
 
 
-def _trees_from_pb(pb: router_pb2.Trees) -> tuple[TreeRows, ...]:
+def _trees_from_pb(pb: router_pb2.Trees) -> PackedTreeRows:
     """Sizes only: whether the depths are a tree, and the tokens in the vocabulary, is for the target to say."""
     keys, num_rows = keys_from_pb(pb.keys), list(pb.num_rows)
     check_columns(keys, root_positions=pb.root_positions, num_rows=num_rows)
     if 0 in num_rows:
         raise ProtocolError(f"every tree has a root; that of {keys[num_rows.index(0)].sequence_id!r} has no rows")
-    token_ids = split_int32(pb.token_ids, num_rows, "token_ids")
-    depths = split_int32(pb.depths, num_rows, "depths")
-    return tuple(map(TreeRows, keys, pb.root_positions, map(DraftTree, token_ids, depths)))
+    token_ids = flat_int32(pb.token_ids, sum(num_rows), len(keys), "token_ids")
+    depths = flat_int32(pb.depths, sum(num_rows), len(keys), "depths")
+    return PackedTreeRows(keys, list(pb.root_positions), num_rows, token_ids, depths)
 
 
 def round_result_to_pb(result: RoundResult) -> router_pb2.RoundResult:

@@ -30,6 +30,7 @@ from dflash_core.contracts.drafts import (
     DraftRequest,
     DraftResult,
 )
+from dflash_core.contracts.packed import PackedTreeRows
 from dflash_core.contracts.rounds import (
     Outcome,
     OutcomeStatus,
@@ -58,6 +59,7 @@ __all__ = [
     "DrafterInfo",
     "Outcome",
     "OutcomeStatus",
+    "PackedTreeRows",
     "Prefill",
     "RawTensor",
     "Refill",

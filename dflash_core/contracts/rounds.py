@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -92,7 +93,7 @@ class RoundRequest:
 
     round_id: int
     prefills: tuple[Prefill, ...] = ()
-    trees: tuple[TreeRows, ...] = ()
+    trees: Sequence[TreeRows] = ()  # a router's are `PackedTreeRows`
     releases: tuple[SequenceKey, ...] = ()
     refills: tuple[Refill, ...] = ()
     timeout_ms: int = 60_000

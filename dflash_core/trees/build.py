@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,11 +68,19 @@ class NodeBudget:
 
 @dataclass(frozen=True, slots=True)
 class TreeBatch:
-    """The trees of a round, in the order of the candidates."""
+    """The trees of a round, in the order of the candidates, one after the other."""
 
-    trees: list[DraftTree]
+    token_ids: TokenIds  # [rows]
+    depths: npt.NDArray[np.int32]  # [rows]
+    num_rows: list[int]  # [sequences], of each tree, its root included
     expected_tokens: npt.NDArray[np.float64]  # [sequences], the bonus token included
     packed: Candidates
+
+    @property
+    def trees(self) -> list[DraftTree]:
+        """One by one."""
+        ends = list(accumulate(self.num_rows, initial=0))
+        return [DraftTree(self.token_ids[begin:end], self.depths[begin:end]) for begin, end in pairwise(ends)]
 
 
 class TreeBuilder:
@@ -94,14 +102,8 @@ class TreeBuilder:
         """
         packed = _pack(candidates)
         found, chosen = self._search(packed, budget.rate * budget.seconds)
-        token_ids, depths, ends, expected = take_nodes(
-            packed.roots, packed.weights, found, chosen.cutoff, chosen.num_equal
-        )
-        trees, begin = [], 0
-        for end in ends.tolist():
-            trees.append(DraftTree(token_ids[begin:end], depths[begin:end]))
-            begin = end
-        return TreeBatch(trees, expected, packed)
+        taken = take_nodes(packed.roots, packed.weights, found, chosen.cutoff, chosen.num_equal)
+        return TreeBatch(taken.token_ids, taken.depths, taken.num_rows.tolist(), taken.expected, packed)
 
     def _search(self, packed: Candidates, costs: npt.NDArray[np.float64]) -> tuple[Found, Selection]:
         """Nodes among which all are that pay, and which of them do; both whatever the threshold was to begin with."""

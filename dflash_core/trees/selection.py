@@ -25,7 +25,7 @@ class PackedTrees(NamedTuple):
 
     token_ids: Ints  # [rows]
     depths: Ints  # [rows]
-    ends: Longs  # [sequences], the row where each tree ends
+    num_rows: Longs  # [sequences], of each tree, its root included
     expected: Doubles  # [sequences], tokens, the bonus token included
 
 
@@ -38,22 +38,33 @@ def select_nodes(found: Found, costs: Doubles, threshold: float) -> Selection:
         costs: `[most nodes + 1]`, finite.
         threshold: no node that was not found has a larger key.
     """
+    return _select(np.sort(found.keys)[::-1], found.is_complete, costs, threshold)
+
+
+@jit
+def _select(keys: Doubles, is_complete: bool, costs: Doubles, threshold: float) -> Selection:
+    """`keys [nodes]` in falling order. Sorted before: numba's sort takes several times as long as numpy's."""
     most = len(costs) - 1
-    keys = np.sort(found.keys)[::-1]
-    is_floor = keys >= FLOOR
-    num_floor = min(int(np.count_nonzero(is_floor)), most)
     num_found = min(len(keys), most)
-    gains = np.zeros(num_found + 1)
-    np.cumsum((keys - FLOOR * is_floor)[:num_found], out=gains[1:])
-    values = gains[num_floor:] - costs[num_floor : num_found + 1]
-    num_taken = num_found - int(np.argmax(values[::-1]))
-    is_certain = found.is_complete
-    if not is_certain:
+    gain, best_value, num_taken = 0.0, -np.inf, 0
+    for n in range(num_found + 1):
+        if n > 0:
+            gain += keys[n - 1] if keys[n - 1] < FLOOR else keys[n - 1] - FLOOR
+        if n < num_found and keys[n] >= FLOOR:
+            continue  # the next one is taken in any case
+        if gain - costs[n] >= best_value:
+            best_value, num_taken = gain - costs[n], n
+    is_certain = True
+    if not is_complete:
         # Were all nodes below the threshold as likely as it, could more of them pay?
-        unseen = gains[num_found] + np.arange(1, most - num_found + 1) * threshold - costs[num_found + 1 :]
-        is_certain = bool(unseen.max(initial=-np.inf) < values.max())
-    cutoff = float(keys[num_taken - 1]) if num_taken else np.inf
-    return Selection(num_taken, cutoff, num_taken - int(np.count_nonzero(keys > cutoff)), is_certain)
+        for n in range(num_found + 1, most + 1):
+            is_certain &= gain + (n - num_found) * threshold - costs[n] < best_value
+    if num_taken == 0:
+        return Selection(0, np.inf, 0, is_certain)
+    first_equal = num_taken - 1
+    while first_equal > 0 and keys[first_equal - 1] == keys[first_equal]:
+        first_equal -= 1
+    return Selection(num_taken, keys[num_taken - 1], num_taken - first_equal, is_certain)
 
 
 @jit
@@ -62,10 +73,11 @@ def take_nodes(roots: Ints, weights: Doubles, found: Found, cutoff: float, num_e
     num_sequences = len(roots)
     tokens = np.empty(num_sequences + len(found.keys), np.int32)
     depths = np.empty(num_sequences + len(found.keys), np.int32)
-    ends, expected = np.empty(num_sequences, np.int64), np.ones(num_sequences, np.float64)
+    num_rows, expected = np.empty(num_sequences, np.int64), np.ones(num_sequences, np.float64)
     row, node = 0, 0
     for sequence in range(num_sequences):
         tokens[row], depths[row] = roots[sequence], 0
+        first_row = row
         row += 1
         total = 0.0
         for i in range(node, found.ends[sequence]):
@@ -81,5 +93,5 @@ def take_nodes(roots: Ints, weights: Doubles, found: Found, cutoff: float, num_e
             row += 1
         expected[sequence] += total / weights[sequence]
         node = found.ends[sequence]
-        ends[sequence] = row
-    return PackedTrees(tokens[:row], depths[:row], ends, expected)
+        num_rows[sequence] = row - first_row
+    return PackedTrees(tokens[:row], depths[:row], num_rows, expected)

@@ -16,7 +16,6 @@ from cluster.router.speculation import Speculation
 from cluster.router.splitting import SplitChooser
 from cluster.router.tree_planner import PlannedTrees, TreePlanner
 from dflash_core.contracts import SamplingParams, SequenceKey
-from dflash_core.trees.structure import root_only
 from tests.cluster.simulated import Client, Network, SimulatedTarget
 
 NUM_ROUNDS = 200
@@ -54,7 +53,7 @@ class Setup:
         )
 
     def run_plainly(self, num_rounds: int = NUM_ROUNDS) -> None:
-        planned = PlannedTrees([root_only(7)] * len(self.sequences))
+        planned = PlannedTrees.roots_only([7] * len(self.sequences))
         rows = len(self.sequences)
         for _ in range(num_rounds):
             load = RoundLoad(rows, rows, 0.0, 0.0)
@@ -157,7 +156,7 @@ class TestSplitting:
         one_s = setup.verify_s(8) + setup.speculation.times._plain_s[0]
         for _ in range(num_rounds):
             num = 4 if setup.speculation.times.num_micro_batches == 2 else 8
-            planned = PlannedTrees([root_only(7)] * num)
+            planned = PlannedTrees.roots_only([7] * num)
             is_split = setup.speculation.times.num_micro_batches == 2
             cycle_s = 0.5 * one_s / gain_of_halves if is_split else one_s
             load = RoundLoad(num, num, 0.0, 0.0)

@@ -28,6 +28,7 @@ from dflash_core.contracts import (
     DraftTree,
     Outcome,
     OutcomeStatus,
+    PackedTreeRows,
     Prefill,
     RawTensor,
     Refill,
@@ -107,7 +108,8 @@ round_requests = st.builds(
     RoundRequest,
     round_id=uint64,
     prefills=st.lists(prefills, max_size=3).map(tuple),
-    trees=st.lists(st.builds(TreeRows, keys, uint32, trees()), max_size=3).map(tuple),
+    trees=st.lists(st.builds(TreeRows, keys, uint32, trees()), max_size=3).map(tuple)
+    | st.lists(st.builds(TreeRows, keys, uint32, trees()), max_size=3).map(PackedTreeRows.of),
     releases=st.lists(keys, max_size=3).map(tuple),
     refills=st.lists(st.builds(Refill, keys, uint32, addresses), max_size=3).map(tuple),
     timeout_ms=count,
@@ -200,7 +202,7 @@ def same(left: Any, right: Any) -> bool:
     """Equality that looks into arrays, and minds their dtypes and shapes."""
     if isinstance(left, np.ndarray):
         return left.dtype == right.dtype and left.shape == right.shape and bool(np.array_equal(left, right))
-    if isinstance(left, tuple | list):
+    if isinstance(left, tuple | list | PackedTreeRows):
         return len(left) == len(right) and all(map(same, left, right))
     if hasattr(left, "__dataclass_fields__"):
         names = left.__dataclass_fields__

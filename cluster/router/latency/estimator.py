@@ -143,7 +143,7 @@ class LatencyEstimator:
 
     def _warm_up(self) -> None:
         """Compiles (or loads from the cache) the kernels, so that the first round does not wait for them."""
-        self.knot_times()
+        self._places.times(self.knot_times(), 1)
         row, _ = _linearised(self._log_seed, self._filter.mean, 0, 0.0, 1.0, np.zeros(len(self._units)))
         _set_change_of_costs(self._change, self._filter.mean, self._expected)
         RobustFilter(self._filter.mean, self._filter.covariance).observe(row, 0.0, self._change)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dflash_core.jit import jit
+
 Floats = npt.NDArray[np.float64]
 
 _LARGEST_POWER = 13  # 8192: beyond, time is taken to be proportional to the size
@@ -26,10 +28,7 @@ class Places:
 
     def times(self, knot_times: Floats, num_sizes: int) -> Floats:
         """`[num_sizes]` from the times at the knots."""
-        left = self.left[:num_sizes]
-        low, high = knot_times[left], knot_times[left + 1]
-        found: Floats = (low + self.weight[:num_sizes] * (high - low)) * self.scale[:num_sizes]
-        return found
+        return _times(self.left[:num_sizes], self.weight[:num_sizes], self.scale[:num_sizes], knot_times)
 
 
 class Ladder:
@@ -67,6 +66,16 @@ class Ladder:
         left = np.clip(np.searchsorted(self.knots, within, side="right") - 1, 0, len(self.knots) - 2)
         weight = (within - self.knots[left]) / (self.knots[left + 1] - self.knots[left])
         return Places(left, weight, np.maximum(sizes / last, 1.0))
+
+
+@jit
+def _times(left: npt.NDArray[np.int64], weight: Floats, scale: Floats, knot_times: Floats) -> Floats:
+    """In one pass: a target's thousands of sizes are looked up anew after every round."""
+    times = np.empty(len(left))
+    for size in range(len(left)):
+        low, high = knot_times[left[size]], knot_times[left[size] + 1]
+        times[size] = (low + weight[size] * (high - low)) * scale[size]
+    return times
 
 
 def _slope(sizes: Floats, seconds: Floats) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dflash_core.contracts import OutcomeStatus, Prefill, RoundRequest, RoundResult, TreeRows
+from dflash_core.contracts import OutcomeStatus, PackedTreeRows, Prefill, RoundRequest, RoundResult, TreeRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +23,10 @@ class RoundLoad:
     context_rows: float  # the context of each row, all rows together
 
     @classmethod
-    def planned(cls, prefills: Iterable[Prefill], trees: Iterable[TreeRows]) -> RoundLoad:
+    def planned(cls, prefills: Iterable[Prefill], trees: Sequence[TreeRows]) -> RoundLoad:
         """Of chunks as they stand, should the prefix cache have nothing of them, and trees."""
-        num_rows = num_sequences = context_tokens = context_rows = 0
-        for prefill in prefills:
-            count = len(prefill.token_ids)
-            num_rows += count
-            num_sequences += 1
-            context_tokens += prefill.start
-            context_rows += count * prefill.start + count * (count - 1) // 2
-        placed = [(len(tree.token_ids), root_position) for _, root_position, tree in trees]
-        num_rows += sum([count for count, _ in placed])
-        num_sequences += len(placed)
-        context_tokens += sum([root_position for _, root_position in placed])
-        context_rows += sum([count * root_position for count, root_position in placed])
-        return cls(num_rows, num_sequences, context_tokens, context_rows)
+        packed = PackedTreeRows.of(trees)
+        return cls._of(prefills, list(zip(packed.num_rows, packed.root_positions, strict=True)))
 
     @classmethod
     def done(cls, request: RoundRequest, result: RoundResult) -> RoundLoad:
@@ -50,9 +39,28 @@ class RoundLoad:
             for prefill, outcome in zip(request.prefills, outcomes[:split], strict=True)
             if outcome.status is OutcomeStatus.OK and prefill.may_hit(outcome.num_hit_tokens)
         )
-        trees = [
-            rows
-            for rows, outcome in zip(request.trees, outcomes[split:], strict=True)
+        packed = PackedTreeRows.of(request.trees)
+        placed = [
+            (num_rows, root_position)
+            for num_rows, root_position, outcome in zip(
+                packed.num_rows, packed.root_positions, outcomes[split:], strict=True
+            )
             if outcome.status is OutcomeStatus.OK
         ]
-        return cls.planned(prefills, trees)
+        return cls._of(prefills, placed)
+
+    @classmethod
+    def _of(cls, prefills: Iterable[Prefill], trees: list[tuple[int, int]]) -> RoundLoad:
+        """`trees`: the rows of each, and the position of its root."""
+        num_rows = num_sequences = context_tokens = context_rows = 0
+        for prefill in prefills:
+            count = len(prefill.token_ids)
+            num_rows += count
+            num_sequences += 1
+            context_tokens += prefill.start
+            context_rows += count * prefill.start + count * (count - 1) // 2
+        num_rows += sum([count for count, _ in trees])
+        num_sequences += len(trees)
+        context_tokens += sum([root_position for _, root_position in trees])
+        context_rows += sum([count * root_position for count, root_position in trees])
+        return cls(num_rows, num_sequences, context_tokens, context_rows)
