@@ -22,7 +22,7 @@ from deployments.check_config import check_models
 from deployments.drafter import Drafter
 from deployments.gateway import Gateway
 from deployments.grpc_api import SERVICER_FUNCTIONS
-from deployments.placement import actor_options, place_models
+from deployments.placement import actor_options, place_models, placement_options
 from deployments.router import Router, max_targets, router_settings
 from deployments.settings import PoolSettings, Settings, parse_settings
 from deployments.target import Target
@@ -76,6 +76,7 @@ def _deployment(kind: type, pool: PoolSettings) -> serve.Deployment:
         name=kind.__name__,
         num_replicas=pool.num_replicas,
         ray_actor_options=actor_options(pool),
+        **placement_options(pool),
         # Queue limits are ours, in the router: Serve's own refusal is not in OpenAI's form.
         max_ongoing_requests=100_000,
         health_check_period_s=2.0,
