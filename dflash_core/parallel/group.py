@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore  # what torch.distributed re-exports, unseen by mypy
 
 from dflash_core.errors import DFlashError, InvalidSettings, RanksLost
@@ -70,6 +71,7 @@ class RankGroup:
         """Starts the others and meets them. Raises `InvalidSettings`, `RanksLost`."""
         device = pick_device(settings.device)
         size = settings.tensor_parallel
+        _check_process()
         _check_devices(device, size, launcher.sees_all_gpus)
         store = open_store(launcher.host)
         rendezvous = [
@@ -129,6 +131,11 @@ def _fault(workers: Workers, store: TCPStore, name: str, patience_s: float) -> s
     key = fault_key(tp_rank)
     reason = f": {store.get(key).decode()}" if store.check([key]) else ""
     return f"target {name} has lost rank {tp_rank}, which {how}{reason}"
+
+
+def _check_process() -> None:
+    if dist.is_initialized():
+        raise InvalidSettings("this process holds a rank of another tensor-parallel model: it can hold one")
 
 
 def _check_devices(device: torch.device, tp_size: int, sees_all_gpus: bool) -> None:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore  # what torch.distributed re-exports, unseen by mypy
 
-from dflash_core.errors import InvalidSettings, RanksLost
+from dflash_core.errors import RanksLost
 
 START_TIMEOUT_S = 1800.0  # a slow disk under one rank holds up the others
 _IDLE_TIMEOUT = timedelta(days=3650)  # whether rank 0 is still there is told by its connection, not by time
@@ -45,9 +45,7 @@ class Ranks:
     rank is gone or late."""
 
     def __init__(self, store: TCPStore, rendezvous: Rendezvous, device: torch.device) -> None:
-        """Meets the others; the store is rank 0's. Raises `InvalidSettings` where this process is a rank already."""
-        if dist.is_initialized():
-            raise InvalidSettings("this process holds a rank of another tensor-parallel model: it can hold one")
+        """Meets the others; the store is rank 0's. A process can be one rank of one model."""
         self.tp_rank = rendezvous.tp_rank
         self.tp_size = rendezvous.tp_size
         self.device_index = rendezvous.device_index

@@ -36,12 +36,13 @@ class Served:
     def targets(self) -> list[dict[str, Any]]:
         from ray import serve
         from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
 
         try:
             stats: list[dict[str, Any]] = (
                 serve.get_deployment_handle("Target", "two-ranks").broadcast("stats").results()
             )
-        except (RayError, RuntimeError):  # none runs, or one has just died
+        except (RayError, RayServeException):  # none runs, or one has just died
             return []
         return stats
 

@@ -17,6 +17,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "docs/life-of-a-request.md",
     "docs/scaling.md",
+    "docs/tensor-parallel.md",
     "k8s/README.md",
     "cluster/bench/PROMPTS.md",
 ]
