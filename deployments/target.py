@@ -63,7 +63,7 @@ class Target:
             return  # the constructor failed
         self._discovery.cancel()
         await self._agent.drain()
-        self._runner.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._runner.close)
         self._executor.shutdown(wait=False)
 
 

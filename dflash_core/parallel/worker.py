@@ -55,7 +55,8 @@ def main() -> None:
     try:
         run_worker(spec)
     except Exception as error:
-        raise SystemExit(f"rank {spec.rendezvous.tp_rank} of {spec.target} ends: {error}") from None
+        print(f"rank {spec.rendezvous.tp_rank} of {spec.target} ends: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # threads of torch.distributed that still run would abort an orderly end
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
@@ -64,13 +65,15 @@ def assemble(
     vocab_size = vocab_size or target.vocab_size
     max_model_len = min(settings.max_model_len or target.max_model_len, target.max_model_len)
     name = name or model.config.model_type
-    memory = size_target_cache(name, target, projection, settings, max_model_len)
+    owner = name if ranks is None else f"{name}, rank {ranks.tp_rank} of {ranks.tp_size}"
+    memory = size_target_cache(owner, target, projection, settings, max_model_len)
     fingerprint = target.fingerprint()
     share: RankShare | None = None
     if ranks is not None:
         # Rank 0 has the features too: what fits there fits everywhere, unless another GPU is fuller.
         memory = replace(memory, num_blocks=ranks.least(memory.num_blocks))
-        fingerprint = "".join(part.decode() for part in ranks.gather_bytes(fingerprint.encode()))
+        parts = b"".join(ranks.gather_bytes(fingerprint.encode()))
+        fingerprint = hashlib.blake2b(parts, digest_size=16).hexdigest()
         share = RankShare(VocabularyShard(_first_id(target, ranks), vocab_size), ranks)
     caches = _make_caches(target, features, memory, settings)
     target_pass = _make_pass(target, caches, settings, vocab_size, max_model_len, share, is_on_device)

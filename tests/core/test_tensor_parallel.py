@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import PreTrainedConfig, Qwen3Config
@@ -129,6 +132,7 @@ def test_a_rank_that_ends_within_a_round(tmp_path: Path) -> None:
             runner.check_ranks()
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_answer(tmp_path: Path) -> None:
     """The round fails after `collective_timeout_s`."""
     target = saved(CONFIGS["qwen3"], tmp_path)
@@ -139,6 +143,27 @@ def test_a_rank_that_does_not_answer(tmp_path: Path) -> None:
             run(runner, prefills=(prefill_of(SequenceKey("late", 0), random_prompt(1, 8)),))
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_ranks_end_with_rank_0(tmp_path: Path) -> None:
+    """However it ends."""
+    code = (
+        "import sys, time\n"
+        "from dflash_core.runners.settings import TargetSettings\n"
+        "from dflash_core.runners.target import TargetRunner\n"
+        "settings = TargetSettings.model_validate_json(sys.argv[2])\n"
+        "runner = TargetRunner.load(sys.argv[1], None, settings)\n"
+        "print(*runner.rank_pids, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    settings = SETTINGS.model_copy(update={"tensor_parallel": 2})
+    command = [sys.executable, "-c", code, saved(CONFIGS["qwen3"], tmp_path), settings.model_dump_json()]
+    with subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2], stdout=subprocess.PIPE) as leader:
+        assert leader.stdout is not None
+        rank = psutil.Process(int(leader.stdout.readline()))
+        leader.kill()
+    rank.wait(timeout=60)
 
 
 def test_a_rank_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
