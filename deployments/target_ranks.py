@@ -5,6 +5,8 @@ An actor ends with the replica that made it: no rank is left behind.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +19,23 @@ from dflash_core.errors import InvalidSettings
 if TYPE_CHECKING:
     from dflash_core.parallel.group import WorkerSpec
 
+logger = logging.getLogger(__name__)
+
 
 class Rank:
     """A process for one rank."""
 
     def run(self, spec_json: bytes) -> None:
-        """Ends with an error alone."""
+        """Ends with an error alone, and with it the process: as long as that lives, other ranks wait for this one."""
         # Here, since these bring torch: the builder imports this module too.
         from dflash_core.parallel.worker import SPEC, run_worker
 
-        run_worker(SPEC.validate_json(spec_json))
+        try:
+            run_worker(SPEC.validate_json(spec_json))
+        except Exception:
+            logger.exception("a rank ends")
+        finally:
+            os._exit(1)
 
 
 class ActorWorkers:

@@ -17,12 +17,13 @@ from dflash_core.runners.target_pass import PassResult, TargetPass
 
 
 class LeadingPass:
-    """Implements `TargetPass` on rank 0. Raises `RanksLost` where a pass did not end on all ranks: they are out of step
-    from then on."""
+    """Implements `TargetPass` on rank 0. Raises `RanksLost` where a pass did not end well, and ever after: another rank
+    may be a step behind, and would take part in a pass that is not this one."""
 
     def __init__(self, own: TargetPass, group: RankGroup) -> None:
         self._own = own
         self._group = group
+        self._lost: str | None = None
 
     @property
     def row_sizes(self) -> tuple[int, ...]:
@@ -41,12 +42,15 @@ class LeadingPass:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
+        if self._lost is not None:
+            raise RanksLost(self._lost)
         try:
             yield
-        except (DFlashError, torch.AcceleratorError):
-            raise
         except Exception as error:
-            raise RanksLost(self._group.explain(error)) from error
+            self._lost = self._group.explain(error)
+            if isinstance(error, DFlashError | torch.AcceleratorError):
+                raise  # it says more
+            raise RanksLost(self._lost) from error
 
 
 def follow(own: TargetPass, ranks: Ranks, kv_block_size: int, device: torch.device) -> None:

@@ -3,7 +3,7 @@
 | group | over | for | waits at most |
 |---|---|---|---|
 | default | gloo, beside it NCCL on GPUs | meeting while the model is loaded | `START_TIMEOUT_S` |
-| steps | gloo | rank 0 tells the others what to run | as long as nobody asks anything |
+| steps | gloo | rank 0 tells the others what to run | they: as long as nobody asks anything; rank 0: as in passes |
 | passes | gloo or NCCL | the sums within a pass | `collective_timeout_s` |
 """
 
@@ -49,6 +49,7 @@ class Ranks:
         self.tp_rank = rendezvous.tp_rank
         self.tp_size = rendezvous.tp_size
         self.device_index = rendezvous.device_index
+        self._timeout = timedelta(seconds=rendezvous.collective_timeout_s)
         self._store = store  # ends with the last reference to it
         is_gpu = device.type == "cuda"
         dist.init_process_group(
@@ -58,7 +59,7 @@ class Ranks:
             world_size=self.tp_size,
             timeout=timedelta(seconds=START_TIMEOUT_S),
         )
-        self.passes: dist.ProcessGroup = _group(timedelta(seconds=rendezvous.collective_timeout_s), None)
+        self.passes: dist.ProcessGroup = _group(self._timeout, None)
         self._steps = _group(_IDLE_TIMEOUT, "gloo")
 
     @property
@@ -84,7 +85,9 @@ class Ranks:
 
     def broadcast_(self, message: Tensor) -> None:
         """Rank 0 sends `message` (on the CPU) to the others, who pass one of the same form to be filled."""
-        dist.broadcast(message, 0, group=self._steps)
+        sending = dist.broadcast(message, 0, group=self._steps, async_op=True)
+        assert sending is not None
+        sending.wait(self._timeout if self.leads else _IDLE_TIMEOUT)
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place."""

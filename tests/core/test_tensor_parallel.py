@@ -23,6 +23,7 @@ from dflash_core.contracts import SequenceKey, TreeRows
 from dflash_core.errors import RanksLost, UnsupportedModel
 from dflash_core.parallel.group import WorkerSpec
 from dflash_core.parallel.processes import ProcessLauncher, ProcessWorkers
+from dflash_core.parallel.steps import tell_prepare
 from dflash_core.raw_tensor import from_raw
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.target import TargetRunner
@@ -134,15 +135,30 @@ def test_a_rank_that_ends_within_a_round(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_does_not_answer(tmp_path: Path) -> None:
-    """The round fails after `collective_timeout_s`."""
+    """The round fails after `collective_timeout_s`, and no later one runs: the rank may wake up a step behind."""
     target = saved(CONFIGS["qwen3"], tmp_path)
-    with loaded(target, tensor_parallel=2, collective_timeout_s=10.0) as runner:
+    with loaded(target, tensor_parallel=2, collective_timeout_s=15.0) as runner:
         (pid,) = runner.rank_pids
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(RanksLost, match="out of step"):
             run(runner, prefills=(prefill_of(SequenceKey("late", 0), random_prompt(1, 8)),))
+        os.kill(pid, signal.SIGCONT)
+        with pytest.raises(RanksLost, match="out of step"):
+            run(runner, prefills=(prefill_of(SequenceKey("later", 0), random_prompt(1, 8)),))
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_listen(tmp_path: Path) -> None:
+    """What is broadcast to it is given up after `collective_timeout_s`, too."""
+    target = saved(CONFIGS["qwen3"], tmp_path)
+    with loaded(target, tensor_parallel=2, collective_timeout_s=15.0) as runner:
+        assert runner._group is not None
+        os.kill(runner.rank_pids[0], signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match="(?i)time"):
+            for _ in range(1000):  # the first ones may be taken by buffers
+                tell_prepare(runner._group.ranks)
 
 
 @pytest.mark.slow
