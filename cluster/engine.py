@@ -91,6 +91,7 @@ class LLMInferenceEngine:
         )
         self.tokenizer: Tokenizer = pair.tokenizer
         self.target_info: TargetInfo = pair.target.info
+        self._target = pair.target
         self._call_ids = count(1)
         self._is_closed = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
@@ -180,6 +181,7 @@ class LLMInferenceEngine:
         self._thread.join()
         self._loop.close()
         self._executor.shutdown()
+        self._target.close()
 
     def __enter__(self) -> Self:
         return self

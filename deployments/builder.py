@@ -25,7 +25,7 @@ from deployments.data_plane import DataPlane
 from deployments.drafter import Drafter
 from deployments.gateway import Gateway
 from deployments.grpc_api import SERVICER_FUNCTIONS
-from deployments.placement import actor_options, place_models
+from deployments.placement import actor_options, place_models, placement_options
 from deployments.router import Router, max_targets, router_settings
 from deployments.security import API_KEYS, api_key_source, check_security, data_plane_security
 from deployments.settings import PoolSettings, Settings, parse_settings
@@ -83,6 +83,7 @@ def _deployment(kind: type, pool: PoolSettings) -> serve.Deployment:
         name=kind.__name__,
         num_replicas=pool.num_replicas,
         ray_actor_options=actor_options(pool),
+        **placement_options(pool),
         # Queue limits are ours, in the router: Serve's own refusal is not in OpenAI's form.
         max_ongoing_requests=100_000,
         health_check_period_s=2.0,

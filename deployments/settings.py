@@ -105,7 +105,8 @@ class ModelPoolSettings(PoolSettings):
     model: str = Field(min_length=1, description="a folder, a name in the local Hugging Face cache, or embedded:NAME")
     device: DeviceName = Field("auto", description="auto (the cluster's GPUs where it has any), cpu or cuda")
     num_gpus: OptionalShare = Field(
-        None, description="GPU share of one replica; none: a whole one, or an equal part where GPUs are too few"
+        None,
+        description="GPU share of one replica, or of each rank of one; none: a whole one, or a part where GPUs are few",
     )
 
 
@@ -120,15 +121,16 @@ class TargetPoolSettings(ModelPoolSettings, TargetSettings):
     """The target pool: the runner's settings and where it runs."""
 
     model: str = Field(EMBEDDED_TARGET, min_length=1, description="the target's checkpoint")
-    num_cpus: float = Field(0.4, ge=0, description="CPU share that Ray reserves for one replica")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that one replica spans")
+    num_cpus: float = Field(0.4, ge=0, description="CPU share that Ray reserves for one replica, or each rank of one")
 
-    @field_validator("tensor_parallel")
-    @classmethod
-    def _one_for_now(cls, value: int) -> int:
-        if value > 1:
-            raise ValueError(f"tensor_parallel={value} is not supported yet: a target runs on one GPU (use 1)")
-        return value
+    @model_validator(mode="after")
+    def _a_gpu_for_each_rank(self) -> TargetPoolSettings:
+        if self.tensor_parallel > 1 and self.num_gpus is not None and 0 < self.num_gpus <= 0.5:
+            raise ValueError(
+                f"num_gpus={self.num_gpus:g} may put two of tensor_parallel={self.tensor_parallel} ranks on one GPU: "
+                "set more than 0.5"
+            )
+        return self
 
 
 class LimitSettings(_Settings):

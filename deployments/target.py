@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from cluster.transports.authentication import DataPlaneSecurity
 from cluster.transports.target_agent import TargetAgent
 from deployments.discovery import watch_endpoints
+from deployments.placement import actor_options
 from deployments.replica_start import start_model
 from deployments.settings import TargetPoolSettings
+from deployments.target_ranks import ActorLauncher
 from deployments.watchdog import check_thread
 from dflash_core.runners.settings import TargetSettings
 
@@ -43,14 +45,17 @@ class Target:
         self._router_addresses = addresses
 
     async def check_health(self) -> None:
-        """Raises `Unavailable` when a round is stuck or the GPU lost: only a restart cures that."""
+        """Raises `Unavailable` when a round is stuck, the GPU lost or a rank gone: only a restart cures that."""
         self._agent.check_health()
+        # Not on the model's thread, which may wait for just that rank.
+        await asyncio.get_running_loop().run_in_executor(None, self._runner.check_ranks)
         await check_thread(self._executor)
 
     async def stats(self) -> dict[str, Any]:
         """What is held here: for tests and for looking around, not for work."""
         return {
             "pid": os.getpid(),
+            "rank_pids": self._runner.rank_pids,
             "num_sequences": self._runner.num_sequences,
             "free_blocks": self._runner.free_blocks,
             "num_blocks": self._runner.info.num_blocks,
@@ -65,6 +70,7 @@ class Target:
             return  # the constructor failed
         self._discovery.cancel()
         await self._agent.drain()
+        await asyncio.get_running_loop().run_in_executor(None, self._runner.close)
         self._executor.shutdown(wait=False)
 
 
@@ -73,4 +79,7 @@ def _load(settings: TargetPoolSettings, drafter_model: str | None) -> Any:
     from dflash_core.runners.target import TargetRunner
 
     fields = {name: getattr(settings, name) for name in TargetSettings.model_fields}
-    return start_model("target", lambda: TargetRunner.load(settings.model, drafter_model, TargetSettings(**fields)))
+    launcher = ActorLauncher(actor_options(settings))
+    return start_model(
+        "target", lambda: TargetRunner.load(settings.model, drafter_model, TargetSettings(**fields), launcher)
+    )

@@ -97,8 +97,16 @@ class Unavailable(DFlashError):
     code = ErrorCode.UNAVAILABLE
 
 
-class DeviceLost(Unavailable):
-    """A process's GPU answers every call with an error from now on: only a new process can use it again."""
+class ModelLost(Unavailable):
+    """A process cannot run its model any more: only a new process can."""
+
+
+class DeviceLost(ModelLost):
+    """A process's GPU answers every call with an error from now on."""
+
+
+class RanksLost(ModelLost):
+    """A rank of a tensor-parallel model has ended, or did not answer in time: the others cannot go on without it."""
 
 
 class DeadlineExceeded(DFlashError):

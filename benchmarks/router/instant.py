@@ -90,6 +90,9 @@ class InstantTarget:
     def release_all(self) -> None:
         """It holds none."""
 
+    def close(self) -> None:
+        """Nothing runs beside it."""
+
 
 class InstantDrafter:
     """Implements `DrafterModelRunner`: random drafts that were drawn before, whose scores fall with rank."""

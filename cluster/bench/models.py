@@ -108,3 +108,4 @@ class BenchModels:
             await router.close()
         self._target_thread.shutdown()
         self._drafter_thread.shutdown()
+        self._target.close()

@@ -44,6 +44,10 @@ class TargetModelRunner(Protocol):
 
     def release_all(self) -> None: ...
 
+    def close(self) -> None:
+        """Ends what runs beside this process. Runs no round afterwards."""
+        ...
+
 
 class DrafterModelRunner(Protocol):
     @property

@@ -30,7 +30,7 @@ from cluster.transports.runner_protocols import TargetModelRunner
 from cluster.wire.generations import failure_to_pb
 from cluster.wire.rounds import round_request_from_pb, round_result_to_pb, target_info_to_pb
 from dflash_core.contracts import RoundRequest, RoundResult
-from dflash_core.errors import DeadlineExceeded, DeviceLost, DFlashError, Overloaded, Unavailable
+from dflash_core.errors import DeadlineExceeded, DFlashError, ModelLost, Overloaded, Unavailable
 from protos import router_pb2, router_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -182,11 +182,11 @@ class TargetAgent:
     async def _answer(self, pb: router_pb2.RoundRequest) -> router_pb2.RoundResult:
         """The round's result, or the failure of the round as a whole; the target stays either way.
 
-        But for `DeviceLost`: it is raised, and the end of the stream sends the sequences elsewhere.
+        But for `ModelLost`: it is raised, and the end of the stream sends the sequences elsewhere.
         """
         try:
             result = await self._run_round(round_request_from_pb(pb))
-        except DeviceLost as error:
+        except ModelLost as error:
             self._fault, self._is_lost = error.message, True
             raise
         except Exception as error:

@@ -22,6 +22,7 @@ class AttentionCall:
     """What one layer handed to its attention function."""
 
     layer_idx: int
+    num_heads: int
     num_kv_heads: int
     key_dim: int
     value_dim: int
@@ -98,5 +99,7 @@ def _look(
     layer_idx = getattr(module, "layer_idx", None)
     if not isinstance(layer_idx, int):
         raise UnsupportedModel(f"{type(module).__name__} does not know the index of its layer")
-    attention_calls.append(AttentionCall(layer_idx, key.shape[1], key.shape[3], value.shape[3], sliding_window))
+    attention_calls.append(
+        AttentionCall(layer_idx, query.shape[1], key.shape[1], key.shape[3], value.shape[3], sliding_window)
+    )
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2), None

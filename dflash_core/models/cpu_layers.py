@@ -20,6 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP
 from dflash_core.attention.registration import AttentionStep, refuse_mask, refuse_unknown_arguments
 from dflash_core.models.cpu_linear import CpuLinear, is_plain
 from dflash_core.models.cpu_norms import CpuRMSNorm, fast_jit, fuse_norms
+from dflash_core.parallel.shards import SummedOverRanks
 
 Floats = npt.NDArray[np.float32]
 
@@ -32,7 +33,7 @@ class CpuMLP(nn.Module):
     def __init__(self, mlp: nn.Module) -> None:
         super().__init__()
         self.gate_up = _fused(mlp, "gate_proj", "up_proj")
-        self.down = _fused(mlp, "down_proj")
+        self.down = _fused_output(mlp, "down_proj")
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` in and out."""
@@ -90,7 +91,7 @@ class CpuAttention(nn.Module):
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         self.heads = CpuHeads(attention)
-        self.output = _fused(attention, "o_proj")
+        self.output = _fused_output(attention, "o_proj")
         self.layer_idx = cast(int, attention.layer_idx)
         self._scale = cast(float, attention.scaling)
         self._sliding_window = cast(int | None, getattr(attention, "sliding_window", None))
@@ -129,7 +130,7 @@ def fuse_layers(model: nn.Module) -> None:
                 model.set_submodule(name, CpuAttention(module))
         elif type(module) in (Qwen3MLP, LlamaMLP):
             is_silu = getattr(module.config, "hidden_act", None) == "silu"
-            if is_silu and _are_plain(module, "gate_proj", "up_proj", "down_proj"):
+            if is_silu and _are_plain(module, "gate_proj", "up_proj") and _is_plain_output(module, "down_proj"):
                 model.set_submodule(name, CpuMLP(module))
     head = getattr(model, "lm_head", None)
     if isinstance(head, nn.Linear) and is_plain(head):
@@ -139,8 +140,10 @@ def fuse_layers(model: nn.Module) -> None:
 def has_plain_heads(attention: nn.Module) -> bool:
     """Whether an attention module's projections and norms are such that `CpuHeads` computes the same."""
     norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
-    return _are_plain(attention, "q_proj", "k_proj", "v_proj", "o_proj") and (
-        norms == (None, None) or all(isinstance(norm, CpuRMSNorm) for norm in norms)
+    return (
+        _are_plain(attention, "q_proj", "k_proj", "v_proj")
+        and _is_plain_output(attention, "o_proj")
+        and (norms == (None, None) or all(isinstance(norm, CpuRMSNorm) for norm in norms))
     )
 
 
@@ -150,6 +153,18 @@ def _are_plain(module: nn.Module, *names: str) -> bool:
 
 def _fused(module: nn.Module, *names: str) -> CpuLinear:
     return CpuLinear(*(cast(nn.Linear, getattr(module, name)).weight for name in names))
+
+
+def _is_plain_output(module: nn.Module, name: str) -> bool:
+    output = getattr(module, name)
+    return is_plain(output.partial if isinstance(output, SummedOverRanks) else output)
+
+
+def _fused_output(module: nn.Module, name: str) -> nn.Module:
+    output = getattr(module, name)
+    if isinstance(output, SummedOverRanks):
+        return SummedOverRanks(_fused(output, "partial"), output.group)
+    return _fused(module, name)
 
 
 @fast_jit

@@ -59,7 +59,7 @@ class TargetModel:
         fuse(model)
         self.model = model
         self.name: str = config.model_type
-        self.num_heads: int = config.num_attention_heads
+        self.num_heads = attention_calls[0].num_heads  # of this rank, where the model is split
         self.hidden_size: int = config.hidden_size
         self.num_layers: int = config.num_hidden_layers
         self.max_model_len: int = config.max_position_embeddings

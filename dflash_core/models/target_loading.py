@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from dflash_core.attention.registration import PAGED_TREE, register_paged_tree
@@ -20,28 +21,37 @@ from dflash_core.errors import CheckpointMismatch, CheckpointNotFound, InvalidSe
 from dflash_core.models.load_progress import load_progress
 from dflash_core.models.target_support import check_supported
 from dflash_core.models.tensor_files import tensor_files
+from dflash_core.parallel.plan import plan_split
+from dflash_core.parallel.ranks import Ranks, local_rank
+from dflash_core.parallel.shards import make_local
 
 
-def load_target(folder: Path, dtype: torch.dtype, device: torch.device, name: str = "") -> PreTrainedModel:
+def load_target(
+    folder: Path, dtype: torch.dtype, device: torch.device, name: str = "", ranks: Ranks | None = None
+) -> PreTrainedModel:
     """The causal language model in `folder`, in evaluation mode, read straight to `device`: the host never holds more
-    of it than the tensors under way, since files are mapped and each tensor is copied from there.
+    of it than the tensors under way, since files are mapped and each tensor is copied from there. Of a model split over
+    `ranks` only this rank's part is read.
 
     `name` is what progress calls it. Raises `CheckpointNotFound`, `UnsupportedModel`, `CheckpointMismatch` for missing
     or misshapen tensors, or `InvalidSettings` where the device has too little memory.
     """
-    config = _config(folder)
-    check_supported(config)
-    tensor_files(folder)  # missing shards are named before anything is read
+    config = check_target(folder, 1 if ranks is None else ranks.tp_size)
     register_paged_tree()
     name, parameter_bytes = name or str(folder), _parameter_bytes(config, dtype)
+    placement: dict[str, Any] = {"device_map": {"": device}}
+    if ranks is not None:
+        split = plan_split(config, ranks.tp_size)
+        placement = {"distributed_config": DistributedConfig(tp_size=ranks.tp_size, tp_plan=split.overrides)}
+        parameter_bytes = {key: num_bytes // ranks.tp_size for key, num_bytes in parameter_bytes.items()}
     check_weights_fit(f"target {name}", sum(parameter_bytes.values()), device)
     try:
-        with _shown(name, parameter_bytes):
+        with _shown(name, parameter_bytes), nullcontext() if ranks is None else local_rank(ranks):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
-                device_map={"": device},
+                **placement,
                 attn_implementation=PAGED_TREE,
                 use_safetensors=True,
                 local_files_only=True,
@@ -58,7 +68,21 @@ def load_target(folder: Path, dtype: torch.dtype, device: torch.device, name: st
     if missing := sorted(info["missing_keys"]):
         raise CheckpointMismatch(f"the target in {folder} lacks tensors that its config needs: {', '.join(missing)}")
     placed: PreTrainedModel = model.eval()
+    if ranks is not None:
+        del placed.config.distributed_config  # a model of this rank's own from here on
+        make_local(placed, ranks, split.kv)
     return placed
+
+
+def check_target(folder: Path, tp_size: int) -> PreTrainedConfig:
+    """The config of a target that can be loaded and split over `tp_size` ranks; reads no weights. Raises as
+    `load_target`."""
+    config = _config(folder)
+    check_supported(config)
+    if tp_size > 1:
+        plan_split(config, tp_size)
+    tensor_files(folder)  # missing shards are named before anything is read
+    return config
 
 
 def _config(folder: Path) -> PreTrainedConfig:

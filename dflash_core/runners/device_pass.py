@@ -25,14 +25,16 @@ from dflash_core.attention.split_kv.work_list import GridSize, HeadShape, make_w
 from dflash_core.cache.commit import commit_rows
 from dflash_core.cache.store import scatter_rows
 from dflash_core.models.target import TargetModel
+from dflash_core.parallel.share import RankShare
 from dflash_core.runners.captured import CapturedSteps, compile_step, mark_dynamic, padded_count, padded_counts
 from dflash_core.runners.device_result import DeviceResult
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.stages import StageClock
 from dflash_core.runners.target_pack import PackedRows
 from dflash_core.runners.target_pass import PassResult, RowFeatures, TargetCaches
-from dflash_core.sampling.arrays import SAMPLING_ARRAYS, fill_sampling
+from dflash_core.sampling.arrays import SAMPLING_ARRAYS, SamplingArrays, fill_sampling
 from dflash_core.sampling.device.choose import choose_tokens_op
+from dflash_core.sampling.rows import SamplingRows
 from dflash_core.staged_arrays import ArraySpec, StagedArrays
 from dflash_core.trees.walk_triton import walk_trees
 
@@ -63,12 +65,16 @@ class DevicePass:
         settings: TargetSettings,
         vocab_size: int,
         max_model_len: int,
+        share: RankShare | None = None,
     ) -> None:
-        """`vocab_size` is without padding. Captures no graph yet: `prepare` does."""
+        """`vocab_size` is without padding; `share` is that of the model that this rank holds, None: all of it. Captures
+        no graph yet: `prepare` does. A share is never captured: what ranks exchange depends on the round's sampling.
+        """
         self._model = model
         self._caches = caches
         self._settings = settings
         self._vocab_size = vocab_size
+        self._share = share
         self._device = model.device
         self._heads = HeadShape(model.num_heads, model.kv_shape.num_kv_heads, model.kv_shape.head_dim, model.dtype)
         self._max_blocks = -(-max_model_len // settings.kv_block_size)
@@ -80,7 +86,8 @@ class DevicePass:
         if obstacle is not None and (settings.compile or settings.cuda_graphs):
             logger.warning("%s runs without torch.compile and CUDA graphs: %s", model.name, obstacle)
         self._is_compiled = settings.compile and obstacle is None
-        self._is_captured = settings.cuda_graphs and obstacle is None and self._device.type == "cuda"
+        can_capture = obstacle is None and share is None and self._device.type == "cuda"
+        self._is_captured = settings.cuda_graphs and can_capture
         self._forward = compile_step(self._run_model) if self._is_compiled else self._run_model
         self._steps = CapturedSteps(self._launch, self._device)
 
@@ -190,8 +197,7 @@ class DevicePass:
                 [token_ids, logit_rows, page_slots, staged_rows, *(x for x in work.tensors if x is not work.header)]
             )
         logits, features = self._forward(token_ids, batch.positions, step, logit_rows)
-        sampling = (inputs[name][: size.num_choices] for name in SAMPLING_ARRAYS)
-        choices = choose_tokens_op(logits, *sampling, self._vocab_size)
+        choices = self._choose(logits, size.num_choices)
         accepted, committed_slots, tree_slots = walk_trees(
             token_ids,
             parents,
@@ -207,6 +213,14 @@ class DevicePass:
         if features is not None and caches.features is not None:
             scatter_rows(features, committed_slots, caches.features.slots)
         self._result.put(choices, accepted, features)
+
+    def _choose(self, logits: Tensor, num_choices: int) -> Tensor:
+        sampling = [self._inputs.device[name][:num_choices] for name in SAMPLING_ARRAYS]
+        if self._share is None:
+            chosen: Tensor = choose_tokens_op(logits, *sampling, self._vocab_size)
+            return chosen
+        host = SamplingArrays(*(self._inputs.host[name][:num_choices] for name in SAMPLING_ARRAYS))
+        return self._share.choose(logits, SamplingRows(*sampling), host)
 
     def _run_model(
         self, token_ids: Tensor, positions: Tensor, step: DeviceStep, logit_rows: Tensor

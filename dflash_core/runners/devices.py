@@ -13,12 +13,14 @@ from dflash_core.runners.settings import DeviceName, DtypeName
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick_device(name: DeviceName) -> torch.device:
-    """Raises `InvalidSettings` for a GPU that is not there."""
+def pick_device(name: DeviceName, index: int = 0) -> torch.device:
+    """`index`: of the GPU, where it is one. Raises `InvalidSettings` for a GPU that is not there."""
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
         raise InvalidSettings("device is cuda, but torch sees no GPU")
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+    if not has_gpu or name == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda") if index == 0 else torch.device("cuda", index)
 
 
 def pick_dtype(name: DtypeName, device: torch.device) -> torch.dtype:

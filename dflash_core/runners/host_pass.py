@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dflash_core.attention.registration import PagedStep
 from dflash_core.models.target import TargetModel, TargetOutput
+from dflash_core.parallel.share import RankShare
 from dflash_core.runners.stages import StageClock
 from dflash_core.runners.target_pack import PackedRows
 from dflash_core.runners.target_pass import PassResult, RowFeatures, TargetCaches
@@ -20,11 +21,14 @@ from dflash_core.trees.walk import accepted_rows
 class HostPass:
     """Implements `TargetPass`."""
 
-    def __init__(self, model: TargetModel, caches: TargetCaches, vocab_size: int) -> None:
-        """`vocab_size` is without padding."""
+    def __init__(
+        self, model: TargetModel, caches: TargetCaches, vocab_size: int, share: RankShare | None = None
+    ) -> None:
+        """`vocab_size` is without padding; `share` is that of the model that this rank holds, None: all of it."""
         self._model = model
         self._caches = caches
         self._vocab_size = vocab_size
+        self._share = share
 
     @property
     def row_sizes(self) -> tuple[int, ...]:
@@ -36,8 +40,7 @@ class HostPass:
     def run(self, rows: PackedRows, clock: StageClock) -> PassResult:
         output = self._forward(rows)
         clock.lap("forward")
-        sampling = SamplingRows.on(rows.sampling, self._model.device)
-        choices: npt.NDArray[np.int64] = choose_tokens(output.logits, sampling, self._vocab_size).cpu().numpy()
+        choices: npt.NDArray[np.int64] = self._choose(output.logits, rows).cpu().numpy()
         clock.lap("sample")
         tree_choices = choices[rows.num_last_chunks :]
         accepted = accepted_rows(rows.tree_token_ids, rows.tree_parents, rows.tree_end_rows, tree_choices)
@@ -49,6 +52,12 @@ class HostPass:
         features = self._features(output, rows, committed)
         clock.lap("commit")
         return PassResult(choices, accepted, features)
+
+    def _choose(self, logits: Tensor, rows: PackedRows) -> Tensor:
+        sampling = SamplingRows.on(rows.sampling, self._model.device)
+        if self._share is None:
+            return choose_tokens(logits, sampling, self._vocab_size)
+        return self._share.choose(logits, sampling, rows.sampling)
 
     def _forward(self, rows: PackedRows) -> TargetOutput:
         """Keys and values go to pages or to the staging buffer."""

@@ -19,6 +19,10 @@ class TargetSettings(BaseModel):
     device: DeviceName = Field("auto", description="auto: cuda where there is a GPU")
     dtype: DtypeName = Field("auto", description="auto: bfloat16 on cuda, float32 on cpu")
     attention: AttentionName = Field("auto", description="what computes attention; auto: triton on cuda, torch on cpu")
+    tensor_parallel: int = Field(1, ge=1, description="ranks over which the model is split, a GPU or a process each")
+    collective_timeout_s: float = Field(
+        30.0, gt=0, description="how long a rank waits for another within a pass before it gives the model up"
+    )
     kv_block_size: int = Field(16, ge=1, description="tokens in a KV block")
     memory_fraction: float = Field(
         0.8, gt=0, le=1, description="on cuda: share of what is free beside the weights for KV, features and staging"
@@ -31,7 +35,9 @@ class TargetSettings(BaseModel):
     max_rows: int = Field(1024, ge=1, description="most rows of a round, prefill chunks and trees together")
     max_tree_rows: int = Field(512, ge=1, description="most tree rows of a round")
     compile: bool = Field(True, description="fuse the model's operators with torch.compile; where attention is triton")
-    cuda_graphs: bool = Field(True, description="replay rounds of padded sizes as CUDA graphs; on cuda")
+    cuda_graphs: bool = Field(
+        True, description="replay rounds of padded sizes as CUDA graphs; on cuda, not with tensor_parallel beyond 1"
+    )
     max_graph_rows: int = Field(512, ge=1, description="rows of the largest round that is a CUDA graph")
     max_model_len: int | None = Field(None, ge=2, description="tokens of prompt and output; unset: what the model has")
     num_threads: int = Field(1, ge=1, description="torch threads of the process")

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from dflash_core.attention.backend import AttentionBackend, picks_triton
 from dflash_core.cache.blocks import BlockManager
-from dflash_core.cache.pools import FeaturePool, KvPool, slots_of
+from dflash_core.cache.pools import slots_of
 from dflash_core.cache.prefix import PrefixCache
 from dflash_core.contracts import (
     ContextChunk,
@@ -25,23 +24,21 @@ from dflash_core.contracts import (
     TargetInfo,
     TreeRows,
 )
-from dflash_core.errors import CheckpointMismatch
-from dflash_core.models.cpu_layers import fuse_layers
-from dflash_core.models.cpu_norms import fuse_norms
-from dflash_core.models.fused_layers import fuse_products
-from dflash_core.models.target import TargetModel
+from dflash_core.errors import CheckpointMismatch, RanksLost
+from dflash_core.parallel.group import Launcher, RankGroup
+from dflash_core.parallel.leading import LeadingPass
+from dflash_core.parallel.processes import ProcessLauncher
 from dflash_core.raw_tensor import to_raw
 from dflash_core.runners.devices import named_device_errors
-from dflash_core.runners.host_pass import HostPass
 from dflash_core.runners.round_timing import time_rounds
 from dflash_core.runners.settings import TargetSettings
 from dflash_core.runners.stages import StageClock
+from dflash_core.runners.target_assembly import assemble
 from dflash_core.runners.target_commit import CommittedSpan, commit, reserve_paths
 from dflash_core.runners.target_committed import record_committed
-from dflash_core.runners.target_loading import TargetFeatures, load_target_parts
-from dflash_core.runners.target_memory import size_target_cache
+from dflash_core.runners.target_loading import TargetFeatures, check_target_parts, load_target_parts
 from dflash_core.runners.target_pack import pack
-from dflash_core.runners.target_pass import RowFeatures, TargetCaches, TargetPass
+from dflash_core.runners.target_pass import RowFeatures
 from dflash_core.runners.target_plan import admit
 from dflash_core.runners.target_sequences import SequenceState, TargetSequences
 from dflash_core.trees.structure import root_only
@@ -68,48 +65,42 @@ class TargetRunner:
         *,
         name: str = "",
         vocab_size: int | None = None,
+        group: RankGroup | None = None,
     ) -> None:
         """Takes `model` over and makes its caches.
 
         Args:
             features: None where no drafter is to be fed.
             vocab_size: ids from here on are padding and never chosen; None: there is no padding.
+            group: the other ranks of a model of which this process holds a part; they are doing the same.
 
         Raises `UnsupportedModel`, `InvalidSettings`.
         """
-        self._is_on_device = picks_triton(AttentionBackend(settings.attention), model.device)
-        fuse = fuse_products if self._is_on_device else fuse_layers
-        self._model = TargetModel(model, features.target_layer_ids if features else (), fuse)
-        self._settings = settings
-        projection = features.projection if features else None
-        if projection is not None and not self._is_on_device:
-            fuse_norms(projection)
-        self._vocab_size = vocab_size or self._model.vocab_size
-        self._device = self._model.device
-        max_model_len = min(settings.max_model_len or self._model.max_model_len, self._model.max_model_len)
-        shape, hidden_size = self._model.kv_shape, self._model.hidden_size
-        name = name or model.config.model_type
-        self.memory = size_target_cache(name, self._model, projection, settings, max_model_len)
-        num_blocks = self.memory.num_blocks
-        self._caches = TargetCaches(
-            KvPool(shape, num_blocks, settings.kv_block_size, settings.max_tree_rows, self._device),
-            FeaturePool(num_blocks, settings.kv_block_size, hidden_size, self._model.dtype, self._device)
-            if features
-            else None,
-            projection,
+        assembly = assemble(
+            model,
+            features,
+            settings,
+            name=name,
+            vocab_size=vocab_size,
+            ranks=None if group is None else group.ranks,
         )
-        self._pass = self._make_pass(max_model_len)
-        fingerprint = f"{self._model.fingerprint()}:{features.fingerprint if features else ''}"
+        self._model, self._caches, self.memory = assembly.model, assembly.caches, assembly.memory
+        self._settings = settings
+        self._group = group
+        self._pass = assembly.target_pass if group is None else LeadingPass(assembly.target_pass, group)
+        self._device = self._model.device
+        num_blocks = self.memory.num_blocks
+        fingerprint = f"{assembly.fingerprint}:{features.fingerprint if features else ''}"
         blocks = BlockManager(num_blocks, settings.kv_block_size)
         prefix_cache = PrefixCache(blocks, fingerprint) if settings.prefix_caching else None
-        self._sequences = TargetSequences(blocks, self._model.vocab_size, max_model_len, prefix_cache)
+        self._sequences = TargetSequences(blocks, self._model.vocab_size, assembly.max_model_len, prefix_cache)
         self.epoch = 0  # raised by whoever holds the stream to the router, each time it breaks
         self._info = TargetInfo(
-            model=name,
-            vocab_size=self._vocab_size,
-            hidden_size=hidden_size,
+            model=assembly.name,
+            vocab_size=assembly.vocab_size,
+            hidden_size=self._model.hidden_size,
             num_layers=self._model.num_layers,
-            max_model_len=max_model_len,
+            max_model_len=assembly.max_model_len,
             eos_token_ids=self._model.eos_token_ids,
             kv_block_size=settings.kv_block_size,
             num_blocks=num_blocks,
@@ -120,19 +111,48 @@ class TargetRunner:
         )
 
     @classmethod
-    def load(cls, target: str, drafter: str | None, settings: TargetSettings) -> TargetRunner:
+    def load(
+        cls, target: str, drafter: str | None, settings: TargetSettings, launcher: Launcher | None = None
+    ) -> TargetRunner:
         """Loads the checkpoints `target` and, where features are wanted, the projection of `drafter`; runs one row,
-        then times itself.
+        then times itself. With `tensor_parallel` beyond 1 `launcher` starts the other ranks; None: processes of this
+        machine.
 
         Sets torch's thread count and switches TF32 off, for the whole process.
-        Raises `CheckpointNotFound`, `CheckpointMismatch`, `UnsupportedModel`, `InvalidSettings`.
+        Raises `CheckpointNotFound`, `CheckpointMismatch`, `UnsupportedModel`, `InvalidSettings`, `RanksLost`.
         """
-        parts = load_target_parts(target, drafter, settings)
-        runner = cls(parts.model, parts.features, settings, name=target, vocab_size=parts.vocab_size)
+        if settings.tensor_parallel == 1:
+            return cls._loaded(target, drafter, settings, None)
+        check_target_parts(target, drafter, settings)  # before anything is started
+        group = RankGroup.start(target, settings, launcher or ProcessLauncher())
+        with group.starting():
+            return cls._loaded(target, drafter, settings, group)
+
+    @classmethod
+    def _loaded(
+        cls, target: str, drafter: str | None, settings: TargetSettings, group: RankGroup | None
+    ) -> TargetRunner:
+        parts = load_target_parts(target, drafter, settings, None if group is None else group.ranks)
+        runner = cls(parts.model, parts.features, settings, name=target, vocab_size=parts.vocab_size, group=group)
         runner.memory.log()
         runner.warm_up()
         runner.time_itself()
         return runner
+
+    @property
+    def rank_pids(self) -> list[int]:
+        """Process ids of the other ranks."""
+        return [] if self._group is None else self._group.pids
+
+    def check_ranks(self) -> None:
+        """Raises `RanksLost` where another rank has ended."""
+        if self._group is not None and (fault := self._group.fault()) is not None:
+            raise RanksLost(fault)
+
+    def close(self) -> None:
+        """Ends the other ranks of the model; runs no round afterwards. Idempotent."""
+        if self._group is not None:
+            self._group.close()
 
     @property
     def info(self) -> TargetInfo:
@@ -153,7 +173,7 @@ class TargetRunner:
     def run_round(self, request: RoundRequest) -> TargetRound:
         """One pass over all rows. What is wrong with a sequence's rows becomes its outcome; the others run.
 
-        Raises `DeviceLost` where the GPU is of no use any more.
+        Raises `ModelLost` where only a new process can go on: the GPU is of no use any more, or a rank is gone.
         """
         with named_device_errors(f"target {self._info.model}"):
             return self._run_round(request)
@@ -218,15 +238,6 @@ class TargetRunner:
         if outcome.status is not OutcomeStatus.OK:
             raise CheckpointMismatch(f"{self._info.model} cannot run one row: {outcome.message}")
         return outcome
-
-    def _make_pass(self, max_model_len: int) -> TargetPass:
-        settings = self._settings
-        if not self._is_on_device:
-            return HostPass(self._model, self._caches, self._vocab_size)
-        # Here, because Triton exists on Linux only and takes a second to import.
-        from dflash_core.runners.device_pass import DevicePass
-
-        return DevicePass(self._model, self._caches, settings, self._vocab_size, max_model_len)
 
     def _context(
         self, sequences: Iterable[SequenceState], features: RowFeatures | None, committed: list[CommittedSpan]

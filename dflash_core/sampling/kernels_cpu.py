@@ -23,6 +23,7 @@ Words = npt.NDArray[np.uint32]
 
 NUM_BINS = 1024  # of (best − value), for the truncation border
 BINS_PER_NAT = np.float32(32.0)
+UNIT_MASS = 2.0**44  # of the best id, in fixed point as on the device: sums of it do not depend on their order
 NEGLIGIBLE_NATS = np.float32(30.0)  # below the best: 150k such ids weigh 1.4e-8 of it together
 
 _INF = np.float32(np.inf)
@@ -71,6 +72,17 @@ def _gather_bin(values: Floats, num_ids: int, best: np.float32, wanted: int, bor
 
 
 @jit
+def _mass(value: np.float32, best: np.float32) -> np.int64:
+    """exp(value − best) in fixed point."""
+    return np.int64(np.float64(np.float32(math.exp(value - best))) * UNIT_MASS)
+
+
+@jit
+def _wanted_mass(top_p: float, total: np.int64) -> np.int64:
+    return max(np.int64(1), np.int64(math.ceil(np.float64(top_p) * np.float64(total))))
+
+
+@jit
 def _border(values: Floats, num_ids: int, best: np.float32, top_k: int, top_p: float, keys: Longs) -> np.int64:
     """The least key inside top-k and then top-p; only the bin that holds a border is sorted."""
     bits = values.view(np.int32)
@@ -86,19 +98,19 @@ def _border(values: Floats, num_ids: int, best: np.float32, top_k: int, top_p: f
         in_bin = _gather_bin(values, num_ids, best, crossing, border, keys)
         border = keys[in_bin - (top_k - above)]
     if top_p < 1.0:
-        masses = np.zeros(NUM_BINS, np.float64)
+        masses = np.zeros(NUM_BINS, np.int64)
         for i in range(num_ids):
             if _key(bits, i) >= border:
-                masses[_bin(values[i], best)] += np.float64(np.float32(math.exp(values[i] - best)))
-        wanted_mass = top_p * masses.sum()
-        mass, crossing = 0.0, 0
+                masses[_bin(values[i], best)] += _mass(values[i], best)
+        wanted_mass = _wanted_mass(top_p, masses.sum())
+        mass, crossing = np.int64(0), 0
         while crossing < NUM_BINS - 1 and mass + masses[crossing] < wanted_mass:
             mass += masses[crossing]
             crossing += 1
         in_bin = _gather_bin(values, num_ids, best, crossing, border, keys)
         for j in range(in_bin - 1, -1, -1):
             border = keys[j]
-            mass += np.float64(np.float32(math.exp(values[_ID_MASK - (border & _ID_MASK)] - best)))
+            mass += _mass(values[_ID_MASK - (border & _ID_MASK)], best)
             if mass >= wanted_mass:
                 break
     return border
@@ -121,20 +133,25 @@ def _mark_outside(
 
 
 @jit
-def _choose_noisy(values: Floats, seed: int, position: int, words: Words, bounds: Floats) -> int:
-    """argmax of values + noise, ties to the lowest id; −1 when no value is above −inf."""
+def _choose_noisy(
+    values: Floats, base: int, seed: int, position: int, words: Words, bounds: Floats
+) -> tuple[np.float32, int]:
+    """The largest of values + noise and its place, ties to the first; −inf and −1 when no value is above −inf.
+
+    `values` are those of the ids from `base` on, a multiple of `CHUNK`.
+    """
     largest = _largest(values, 0, len(values))
     if largest == -_INF:
-        return -1
+        return largest, -1
     best_id = 0
     while values[best_id] != largest:
         best_id += 1
-    fill_words(seed, position, best_id - best_id % CHUNK, words)
+    fill_words(seed, position, base + best_id - best_id % CHUNK, words)
     best = largest + gumbel_of(words[best_id % CHUNK])
     for start in range(0, len(values), CHUNK):
         if _largest(values, start, start + CHUNK) + MOST_NOISE < best:
             continue
-        fill_words(seed, position, start, words)
+        fill_words(seed, position, base + start, words)
         for i in range(CHUNK):
             word = words[i]
             top = word >> np.uint32(24)
@@ -144,7 +161,7 @@ def _choose_noisy(values: Floats, seed: int, position: int, words: Words, bounds
             score = values[start + i] + gumbel_of(word)
             if score > best or (score == best and start + i < best_id):
                 best, best_id = score, start + i
-    return best_id
+    return best, best_id
 
 
 @jit
@@ -185,8 +202,46 @@ def choose_rows(
             if _mark_outside(values, num_ids, top_k[row], top_p[row], min_p[row], keys, outside):
                 for i in range(num_ids):
                     values[i] = -_INF if outside[i] else values[i]
-            chosen[row] = _choose_noisy(values, seeds[row], positions[row], words, bounds)
+            chosen[row] = _choose_noisy(values, 0, seeds[row], positions[row], words, bounds)[1]
     return chosen
+
+
+@jit
+def masses_of(
+    values: Floats,  # [rows, width]
+    best: Floats,  # [rows]
+) -> Longs:
+    """exp(value − best) in fixed point, `[rows, width]`, as `choose_rows` sums it for top-p."""
+    masses = np.empty(values.shape, np.int64)
+    for row in range(len(values)):
+        for i in range(values.shape[1]):
+            masses[row, i] = _mass(values[row, i], best[row])
+    return masses
+
+
+@jit
+def winning_keys(
+    values: Floats,  # [rows, width] logits / T of the ids first_id …, −inf where an id is excluded; no −0
+    first_id: int,
+    seeds: Longs,
+    positions: Longs,
+    bounds: Floats,  # NOISE_BOUNDS
+) -> Longs:
+    """The greatest key of (value + noise, id) of every row `[rows]`; the least int64 for a row without a choice."""
+    lead = first_id % CHUNK
+    base = first_id - lead
+    padded = (lead + values.shape[1] + CHUNK - 1) // CHUNK * CHUNK
+    scratch = np.full(padded, -_INF, np.float32)
+    score = np.empty(1, np.float32)
+    words = np.empty(CHUNK, np.uint32)
+    keys = np.empty(len(values), np.int64)
+    for row in range(len(values)):
+        scratch[lead : lead + values.shape[1]] = values[row]
+        best, place = _choose_noisy(scratch, base, seeds[row], positions[row], words, bounds)
+        score[0] = best + np.float32(0.0)
+        # The key of id 0, and every id after it is one less.
+        keys[row] = _NO_BORDER if place < 0 else _key(score.view(np.int32), 0) - np.int64(base + place)
+    return keys
 
 
 @jit

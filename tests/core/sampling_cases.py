@@ -19,6 +19,7 @@ from dflash_core.sampling.device.choose import choose_tokens_op
 from dflash_core.sampling.device.kernels.borders import BORDER
 from dflash_core.sampling.device.kernels.keys import id_of, pack, token_of, value_of
 from dflash_core.sampling.device.kernels.noise import gumbel_like, gumbel_of_id, words_of_groups
+from dflash_core.sampling.device.noise import noise_of_ids
 from dflash_core.sampling.rows import SamplingRows
 from tests.core import sampling_oracle as oracle
 from tests.core.sampling_oracle import lies_on_top_p_border, random_logits, random_rows
@@ -267,3 +268,16 @@ def test_choosing_tells_compilers_the_truth() -> None:
     logits = torch.zeros(3, 40, device=SAMPLING_DEVICE)
     row_arguments = arguments([(SamplingParams(temperature=1.0, seed=s), s) for s in range(3)])
     torch.library.opcheck(choose_tokens_op, (logits, *row_arguments, 37), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(("first_id", "num_ids"), [(0, 5), (66, 1500), (4096, 1024)])
+def test_noise_of_a_part_of_the_vocabulary(first_id: int, num_ids: int) -> None:
+    seeds, positions = [3, 2**64 - 5], [7, 2**20]
+    rows = SamplingRows.of(
+        [(SamplingParams(temperature=1.0, seed=seed), at) for seed, at in zip(seeds, positions, strict=True)],
+        SAMPLING_DEVICE,
+    )
+    found = noise_of_ids(rows.seeds, rows.positions, first_id, num_ids).cpu().numpy()
+    ids = np.arange(first_id, first_id + num_ids)
+    for row, (seed, position) in enumerate(zip(seeds, positions, strict=True)):
+        np.testing.assert_allclose(found[row], noise.gumbel(seed, position, ids), rtol=2e-6, atol=2e-6)

@@ -19,8 +19,10 @@ from dflash_core.cache.kernels.store import scatter_kernel, store_kernel
 from dflash_core.sampling.device.borders import KEYS_HELD, TILE, TILES_TOGETHER
 from dflash_core.sampling.device.kernels.borders import border_kernel
 from dflash_core.sampling.device.kernels.choose import choose_kernel
+from dflash_core.sampling.device.kernels.noise_rows import noise_kernel
 from dflash_core.sampling.device.kernels.rank import rank_rows_kernel, rank_tiles_kernel
 from dflash_core.sampling.device.kernels.tiles import tile_best_kernel
+from dflash_core.sampling.device.noise import TILE as NOISE_TILE
 from dflash_core.sampling.device.rank import MOST_CANDIDATES, PART, tile_size
 from dflash_core.trees.kernels.walk import walk_kernel
 from tests.core.compiled_kernels import POINTERS, compile_attention, compile_kernel
@@ -148,6 +150,12 @@ def test_choosing_tokens(dtype: torch.dtype, tmp_path: Path) -> None:
     assert border.spilled_bytes <= FEW_BYTES
     assert border.shared_bytes <= SHARED_BYTES
     assert compile_kernel(choose_kernel, types, sizes, tmp_path, num_warps=2, fp_fusion=False).spilled_bytes == 0
+
+
+def test_noise_of_ids(tmp_path: Path) -> None:
+    types = {"seeds": "*i64", "positions": "*i64", "noise": "*fp32"}
+    compiled = compile_kernel(noise_kernel, types, {"TILE": NOISE_TILE}, tmp_path, fp_fusion=False)
+    assert compiled.spilled_bytes == 0
 
 
 @pytest.mark.parametrize("num_candidates", [64, MOST_CANDIDATES])

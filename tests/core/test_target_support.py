@@ -90,13 +90,15 @@ def test_ways_to_attend_that_have_no_form_here(name: str, fields: dict[str, Any]
 def test_a_window_that_layers_do_not_tell_is_refused() -> None:
     """As Moshi's, which is in the mask alone."""
     config = CONFIGS["gemma3"]
-    calls = [AttentionCall(i, 2, 8, 8, None if kind == "full_attention" else 6) for i, kind in enumerate(MIXED_LAYERS)]
+    calls = [
+        AttentionCall(i, 4, 2, 8, 8, None if kind == "full_attention" else 6) for i, kind in enumerate(MIXED_LAYERS)
+    ]
     assert kv_shape(config, torch.float32, calls) == KvShape(3, 2, 8, torch.float32)
-    calls[2] = AttentionCall(2, 2, 8, 8, None)
+    calls[2] = AttentionCall(2, 4, 2, 8, 8, None)
     with pytest.raises(UnsupportedModel, match="gemma3_text cannot be a target: its sliding window is in a mask alone"):
         kv_shape(config, torch.float32, calls)
     with pytest.raises(UnsupportedModel, match="its keys have 8 dimensions, its values 16"):
-        kv_shape(CONFIGS["llama"], torch.float32, [AttentionCall(i, 2, 8, 16, None) for i in range(3)])
+        kv_shape(CONFIGS["llama"], torch.float32, [AttentionCall(i, 4, 2, 8, 16, None) for i in range(3)])
 
 
 def test_attention_arguments_that_are_not_implemented_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

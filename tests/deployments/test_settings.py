@@ -8,7 +8,7 @@ import click
 import pytest
 
 from cluster.requests import Strategy
-from deployments.placement import actor_options, place_models
+from deployments.placement import actor_options, place_models, placement_options
 from deployments.settings import EMBEDDED_DRAFTER, EMBEDDED_TARGET, SettingsError, parse_settings, valid_keys
 
 
@@ -57,7 +57,7 @@ def test_a_served_name_comes_from_the_last_part_of_a_path() -> None:
         ({"target.tensor_paralel": "2"}, ["'target.tensor_paralel'", "'target.tensor_parallel'"]),
         ({"max_tree_rows": "2"}, ["'max_tree_rows'", "'target.max_tree_rows'"]),
         ({"target": {"modle": "x"}}, ["'target.modle'", "'target.model'"]),
-        ({"target.tensor_parallel": "2"}, ["tensor_parallel=2", "not supported yet"]),
+        ({"target.tensor_parallel": "2", "target.num_gpus": "0.5"}, ["tensor_parallel=2", "num_gpus=0.5"]),
         ({"tree_budget": "-1"}, ["'tree_budget'", "'-1'"]),
         ({"tree_budget": "many"}, ["'tree_budget'", "'many'"]),
         ({"tree_budget": "900"}, ["900", "max_tree_rows=512"]),
@@ -96,6 +96,17 @@ def test_models_share_the_gpus_there_are() -> None:
     assert actor_options(place_models(settings, 8).target)["num_gpus"] == 1
     shared = place_models(parse_settings({}), 1)
     assert actor_options(shared.target)["num_gpus"] == actor_options(shared.drafter)["num_gpus"] == 0.5
+
+
+def test_ranks_of_a_target_get_a_bundle_each_and_share_no_gpu() -> None:
+    assert placement_options(parse_settings({}).target) == {}
+    settings = parse_settings({"target.tensor_parallel": 2, "target.resources.rack": "1"})
+    enough = place_models(settings, 3)
+    assert placement_options(enough.target) == {"placement_group_bundles": [{"CPU": 0.4, "GPU": 1.0, "rack": 1.0}] * 2}
+    few = place_models(settings, 2)
+    assert (few.target.num_gpus, few.drafter.num_gpus) == (0.75, 0.25)
+    on_cpus = place_models(settings, 0).target
+    assert placement_options(on_cpus) == {"placement_group_bundles": [{"CPU": 0.4, "rack": 1.0}] * 2}
 
 
 def test_explicit_places_are_kept() -> None:

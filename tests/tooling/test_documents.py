@@ -18,6 +18,7 @@ DOCUMENTS = [
     "docs/life-of-a-request.md",
     "docs/scaling.md",
     "docs/security.md",
+    "docs/tensor-parallel.md",
     "k8s/README.md",
     "cluster/bench/PROMPTS.md",
 ]

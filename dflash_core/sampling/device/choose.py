@@ -23,8 +23,8 @@ def choose_tokens_op(
 ) -> Tensor:
     """`dflash_core.sampling.choose.choose_tokens` of tensors alone; int64 `[rows]`.
 
-    Top-p's masses are fixed-point integers of 2⁻⁴⁴ where the CPU adds float64: the two may keep another last id where
-    the mass up to it lies within about 1e-6 of top_p.
+    Its exponentials are not the CPU's to the last bit: the two may keep another last id where the mass up to it lies
+    within about 1e-6 of top_p.
 
     Args:
         logits: any float dtype, `[rows, width]`.
