@@ -33,7 +33,7 @@ _MEAN_STEP = 0.02
 _FIRST_LEVEL = 2.0  # tokens per round that a draft with 32 nodes is thought to bring before any was seen
 _TRIAL_SHARE = 0.015  # of the time, for drafts that are not thought to pay
 _PLAIN_TRIAL_SHARE, _ROUNDS_BETWEEN = 0.005, 16  # of the time, for rounds without drafts where these pay
-_MOST_TRIAL_S = 1.0  # that is saved up for either
+_FIRST_TRIAL_S, _MOST_TRIAL_S = 0.25, 1.0  # to begin with, when little is known; saved up for either at most
 _TRIAL_NODES = 2  # of a tree at least: without nodes a draft shows nothing
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
@@ -57,7 +57,7 @@ class Speculation:
         sizes = NODES[settings.max_tree_nodes >= NODES] if fixed is None else np.array([float(max(1, fixed))])
         self._sizes: Doubles = sizes  # nodes per draft that may be chosen
         self._mean_context = 0.0  # tokens before a root, in the last round
-        self._trial_s = 0.0  # set aside and not used yet
+        self._trial_s = _FIRST_TRIAL_S  # set aside and not used yet
         self._plain_trial_s = 0.0
         self._num_drafted_rounds = 0  # since one without drafts
         self._row_s = 0.0  # of the target's time, what a further row costs
