@@ -58,6 +58,9 @@ class Gateway(GrpcMethods):
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_http_app(self._service, self._drafter_model, self._keys)
 
+    async def check_health(self) -> None:
+        """To answer is all: a gateway whose event loop is stuck does not. Without targets it is well, and not ready."""
+
     async def stats(self) -> dict[str, Any]:
         """What is open here: for tests and for looking around, not for work."""
         return {

@@ -11,6 +11,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from cluster.text import StreamDecoder
 from deployments.job import GenerationJob, JobStatistics, TextDelta
 from deployments.settings import LimitSettings
 from dflash_core.contracts import TargetInfo, TokenIds
-from dflash_core.errors import InvalidRequest, PromptTooLong, Unavailable, UnknownModel
+from dflash_core.errors import DeadlineExceeded, InvalidRequest, Overloaded, PromptTooLong, Unavailable, UnknownModel
 from dflash_core.sampling.noise import output_seed
 
 CONTEXT_TOKENS = 16  # of the prompt, more than decoders look back
@@ -116,6 +117,17 @@ class GenerationService:
 
         Closing the generator cancels what still runs. Raises any `DFlashError`; one output's error ends the job.
         """
+        self.check_job(job)
+        self._check_room(job)
+        self.num_open_outputs += job.num_outputs
+        try:
+            async with aclosing(self._generate(job, statistics)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self.num_open_outputs -= job.num_outputs
+
+    async def _generate(self, job: GenerationJob, statistics: JobStatistics) -> AsyncGenerator[TextDelta, None]:
         requests = await self._requests(job)
         outputs = {
             request.sequence_id: _Output(
@@ -128,7 +140,6 @@ class GenerationService:
         }
         statistics.prompt_tokens = sum(request.num_prompt_tokens for request in requests[:: job.num_choices])
         queue = _Queue()
-        self.num_open_outputs += len(outputs)
         try:
             for request in requests:
                 self.routers.submit(request, queue)
@@ -148,7 +159,6 @@ class GenerationService:
                     if delta.text or delta.token_ids or delta.finish_reason is not None:
                         yield delta
         finally:
-            self.num_open_outputs -= len(outputs)
             for output in outputs.values():
                 if not output.is_done:
                     self.routers.cancel(output.sequence_id)
@@ -184,25 +194,27 @@ class GenerationService:
         Raises `UnknownModel`, `InvalidRequest`.
         """
         self.check_model(job.model)
-        num_outputs = len(job.prompts) * job.num_choices
-        if num_outputs > self.limits.max_outputs_per_request:
-            raise InvalidRequest(
-                f"{len(job.prompts)} prompts times n={job.num_choices} make {num_outputs} outputs, the limit is "
-                f"{self.limits.max_outputs_per_request}",
-                param="n" if job.num_choices > 1 else "prompt",
-            )
         if job.tree_budget is not None and job.tree_budget > self.limits.max_tree_budget:
             raise InvalidRequest(
                 f"tree_budget must be at most {self.limits.max_tree_budget}, got {job.tree_budget}", param="tree_budget"
             )
+        if job.num_outputs > self.limits.max_outputs_per_request:
+            raise InvalidRequest(
+                f"{len(job.prompts)} prompts times n={job.num_choices} make {job.num_outputs} outputs, the limit is "
+                f"{self.limits.max_outputs_per_request}",
+                param="n" if job.num_choices > 1 else "prompt",
+            )
 
     async def _requests(self, job: GenerationJob) -> list[GenerationRequest]:
         """One request per output, prompts first. Raises `InvalidRequest`, `PromptTooLong`, `Unavailable`."""
-        self.check_job(job)
-        info = await self._first_target()
+        arrived_at = time.monotonic()
+        info = await self._first_target(job.timeout_ms)
         prompts = [await self._tokenize(prompt) for prompt in job.prompts]
         for prompt in prompts:
             self._check_prompt(prompt, job.max_tokens, info)
+        # What has passed since the request came counts; of the rest, 1 ms at least: 0 would mean no deadline at all.
+        spent_ms = int((time.monotonic() - arrived_at) * 1e3)
+        timeout_ms = max(1, job.timeout_ms - spent_ms) if job.timeout_ms else 0
         name = uuid.uuid4().hex
         return [
             GenerationRequest(
@@ -213,7 +225,7 @@ class GenerationService:
                 sampling=replace(job.sampling, seed=output_seed(job.sampling.seed, prompt_index, choice_index)),
                 stop_token_ids=info.eos_token_ids,
                 tree_budget=job.tree_budget,
-                timeout_ms=job.timeout_ms,
+                timeout_ms=timeout_ms,
                 latency_class=job.latency_class,
                 priority=job.priority,
             )
@@ -221,10 +233,22 @@ class GenerationService:
             for choice_index in range(job.num_choices)
         ]
 
-    async def _first_target(self) -> TargetInfo:
-        deadline = time.monotonic() + self._first_target_timeout_s
+    def _check_room(self, job: GenerationJob) -> None:
+        """Whatever waits here takes memory, wherever it waits."""
+        if self.num_open_outputs + job.num_outputs > self.limits.max_open_outputs:
+            raise Overloaded(
+                f"{self.num_open_outputs} outputs are open at this gateway and {job.num_outputs} more are wanted, the "
+                f"limit is {self.limits.max_open_outputs}"
+            )
+
+    async def _first_target(self, timeout_ms: int) -> TargetInfo:
+        """`timeout_ms`: of the request, 0 for none."""
+        began = time.monotonic()
         while (info := self.target_info) is None:
-            if time.monotonic() >= deadline:
+            waited_s = time.monotonic() - began
+            if timeout_ms and waited_s * 1e3 >= timeout_ms:
+                raise DeadlineExceeded(f"timeout_ms {timeout_ms} ran out: no target has been connected yet")
+            if waited_s >= self._first_target_timeout_s:
                 raise Unavailable("no target has been connected yet: the application is starting")
             await asyncio.sleep(FIRST_TARGET_POLL_S)
         return info

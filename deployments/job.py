@@ -45,6 +45,10 @@ class GenerationJob:
             raise InvalidRequest(f"timeout_ms must lie in [0, {2**32 - 1}], got {self.timeout_ms}", param="timeout_ms")
         check_priority(self.priority)
 
+    @property
+    def num_outputs(self) -> int:
+        return len(self.prompts) * self.num_choices
+
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:

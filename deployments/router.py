@@ -38,6 +38,7 @@ def router_settings(settings: Settings) -> router_core.RouterSettings:
         learned_folder=settings.router.learned_folder,
         micro_batches=settings.router.micro_batches,
         failover_timeout_s=settings.router.failover_timeout_s,
+        round_timeout_ms=settings.router.round_timeout_ms,
     )
 
 
@@ -69,6 +70,9 @@ class Router:
     async def endpoint(self) -> str:
         """Where targets and gateways dial; "" while draining."""
         return "" if self._service.is_draining else self._running.address
+
+    async def check_health(self) -> None:
+        """To answer is all: a router whose event loop is stuck does not, and only a restart cures that."""
 
     async def stats(self) -> dict[str, Any]:
         """What is held here: for tests and for looking around, not for work."""

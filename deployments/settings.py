@@ -91,6 +91,9 @@ class RouterPoolSettings(PoolSettings):
     failover_timeout_s: float = Field(
         30.0, ge=0, description="how long sequences wait for a target after losing theirs"
     )
+    round_timeout_ms: int = Field(
+        60_000, ge=1, description="how long one round may take before its target counts as stuck"
+    )
 
     @model_validator(mode="after")
     def _floor_below_cap(self) -> RouterPoolSettings:
@@ -137,6 +140,9 @@ class LimitSettings(_Settings):
     """What one client may ask for."""
 
     max_outputs_per_request: int = Field(64, ge=1, description="prompts times n of one request")
+    max_open_outputs: int = Field(
+        4096, ge=1, description="outputs that one gateway works on, waiting ones included; beyond it requests get 429"
+    )
     max_tree_budget: int = Field(1024, ge=0, description="largest tree_budget a request may name")
     max_body_mib: float = Field(16.0, gt=0, le=1024, description="most of one HTTP body or public gRPC message, in MiB")
 

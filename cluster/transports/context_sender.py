@@ -13,7 +13,7 @@ from cluster.transports.dialer import pause_s
 from cluster.transports.grpc_options import open_channel
 from cluster.wire.drafts import context_chunk_to_pb
 from dflash_core.contracts import ContextChunk, ContextStatus
-from dflash_core.errors import DFlashError
+from dflash_core.errors import DFlashError, Unavailable
 from protos import drafter_pb2, drafter_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ class GrpcContextSink:
     def send(self, drafter_address: str, chunks: list[ContextChunk]) -> None:
         pipe = self._pipes.get(drafter_address)
         if pipe is None:
+            # Drafters come and go, and each new one has another address.
+            self._pipes = {address: pipe for address, pipe in self._pipes.items() if not pipe.is_idle}
             pipe = self._pipes[drafter_address] = _Pipe(drafter_address, self._max_queued_bytes, self._security)
         pipe.send(chunks)
 
@@ -64,6 +66,11 @@ class _Pipe:
         self._failures = 0
         self._retry_at = 0.0
         self.num_dropped = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Its stream is gone, and the pause after that is over."""
+        return (self._task is None or self._task.done()) and time.monotonic() >= self._retry_at
 
     def send(self, chunks: list[ContextChunk]) -> None:
         if self._task is None or self._task.done():
@@ -91,10 +98,18 @@ class _Pipe:
                 method = drafter_pb2_grpc.DrafterStub(channel).AppendContext
                 call = ClientStream(method, f"features to drafter {self._address}")
                 acks = asyncio.create_task(self._read_acks(call))
+                writes = asyncio.create_task(self._write_all(call))
                 try:
-                    await self._write_all(call)
+                    # A drafter that is gone while there is nothing to send shows in reading alone.
+                    await asyncio.wait({acks, writes}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
+                    writes.cancel()
                     acks.cancel()
+                    ended = await asyncio.gather(acks, writes, return_exceptions=True)
+                for end in ended:
+                    if isinstance(end, Exception):
+                        raise end
+                raise Unavailable(f"{call.what}: its stream ended")
         except DFlashError as error:
             self._failures += 1
             self._retry_at = time.monotonic() + pause_s(self._failures)
@@ -123,10 +138,7 @@ class _Pipe:
 
     async def _read_acks(self, call: ClientStream[drafter_pb2.ContextBatch, drafter_pb2.ContextAckBatch]) -> None:
         """The drafter tells its router what it lacks; here the answers are only read, so that none pile up."""
-        try:
-            while (acks := await call.read()) is not None:
-                for ack in acks.acks:
-                    if ack.status != ContextStatus.OK.value:
-                        logger.debug("drafter %s: %s for %s", self._address, ack.status, ack.key.sequence_id)
-        except DFlashError:
-            self._wake.set()  # the writer finds out by its next write
+        while (acks := await call.read()) is not None:
+            for ack in acks.acks:
+                if ack.status != ContextStatus.OK.value:
+                    logger.debug("drafter %s: %s for %s", self._address, ack.status, ack.key.sequence_id)

@@ -21,6 +21,7 @@ from dflash_core.errors import Unavailable
 MAX_MESSAGE_BYTES: Final = 64 << 20  # a round of 32K-token prompts has room
 _KEEPALIVE_MS: Final = 5_000
 _KEEPALIVE_TIMEOUT_MS: Final = 10_000
+_CONNECT_TIMEOUT_MS: Final = 5_000
 
 _BOTH_ENDS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
@@ -35,6 +36,8 @@ CHANNEL_OPTIONS: Final = (
     *_BOTH_ENDS,
     # A connection of its own per channel: features must not queue in front of drafts.
     ("grpc.use_local_subchannel_pool", 1),
+    # Also how long a connection may take to come about: 20 s unless set, where a peer accepts and says nothing.
+    ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )

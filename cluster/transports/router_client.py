@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc.aio
 import numpy as np
@@ -24,11 +24,14 @@ class RouterClient:
     """Lives as long as its stream: `async with open_channel(address) as channel: await RouterClient(…).run()`.
 
     `submit` and `cancel` never block; messages go out in their order. When the stream ends, every sequence on it gets
-    a last event with `Unavailable`.
+    a last event with `Unavailable`. `on_change` is called whenever `is_ready` may have changed while the stream lives.
     """
 
-    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self, address: str, channel: grpc.aio.Channel, on_change: Callable[[RouterClient], None] = lambda _: None
+    ) -> None:
         self.address = address
+        self._on_change = on_change
         self.target_info: TargetInfo | None = None  # of the router's targets; None: it cannot run a round now
         self.is_draining = False
         self.said_hello = asyncio.Event()
@@ -103,9 +106,11 @@ class RouterClient:
                 has_target = message.hello.HasField("target")
                 self.target_info = target_info_from_pb(message.hello.target) if has_target else None
                 self.said_hello.set()
+                self._on_change(self)
             case "goodbye":
                 logger.info("router %s: goodbye: %s", self.address, message.goodbye.reason)
                 self.is_draining = True
+                self._on_change(self)
             case "tokens":
                 self._hand_out(events_from_pb(message.tokens))
             case _:

@@ -40,11 +40,14 @@ class _Submission:
 
     request: GenerationRequest
     sink: EventSink
-    deadline: float | None  # time.monotonic()
+    submitted_at: float  # time.monotonic(), as all times here
+    deadline: float | None
     received: list[int] = field(default_factory=list)
     client: RouterClient | None = None  # None: parked
     num_losses: int = 0  # routers that took it and failed it
     parked_since: float | None = None  # of the failures in a row, without a token in between
+    was_moved: bool = False  # from a router that had taken it: a full queue elsewhere is no answer to it
+    timer: asyncio.TimerHandle | None = None  # fires at the deadline
     refusal: DFlashError | None = None
     full: set[RouterClient] = field(default_factory=set)  # those whose queue had no place for it, this time round
 
@@ -60,8 +63,8 @@ class _Submission:
 class RouterPool:
     """Resubmission is safe since tokens depend on seed and position alone: the client sees a pause, no seam.
 
-    A sequence that no router takes waits at most `failover_timeout_s`, or until its own deadline. All methods must be
-    called on one event loop.
+    A sequence that no router takes waits at most `failover_timeout_s`, or until its own deadline, which is kept here
+    too: a router that is cut off keeps none. All methods must be called on one event loop.
     """
 
     def __init__(self, failover_timeout_s: float = 30.0, security: DataPlaneSecurity = OPEN) -> None:
@@ -72,6 +75,7 @@ class RouterPool:
         self._submissions: dict[str, _Submission] = {}
         self._parked: dict[_Submission, None] = {}
         self._retry: asyncio.TimerHandle | None = None
+        self._unready_since: float | None = time.monotonic()  # None while a round can run somewhere
 
     def set_endpoints(self, addresses: Iterable[str]) -> None:
         """A router that is no longer listed keeps its stream while that works."""
@@ -94,14 +98,17 @@ class RouterPool:
         """Raises `InvalidRequest` for an id that is in use; every other error comes as an event."""
         if request.sequence_id in self._submissions:
             raise InvalidRequest(f"sequence_id {request.sequence_id!r} is already running", param="sequence_id")
-        deadline = time.monotonic() + request.timeout_ms / 1e3 if request.timeout_ms else None
-        submission = _Submission(request, sink, deadline)
+        now = time.monotonic()
+        submission = _Submission(request, sink, now, now + request.timeout_ms / 1e3 if request.timeout_ms else None)
+        if request.timeout_ms:
+            loop = asyncio.get_running_loop()
+            submission.timer = loop.call_later(request.timeout_ms / 1e3, self._expire, submission)
         self._submissions[request.sequence_id] = submission
         self._place(submission)
 
     def cancel(self, sequence_id: str) -> None:
         """No further event follows. An unknown id may just be done."""
-        submission = self._submissions.pop(sequence_id, None)
+        submission = self._forget(sequence_id)
         if submission is None:
             return
         self._parked.pop(submission, None)
@@ -132,10 +139,16 @@ class RouterPool:
                 submission.received += event.token_ids.tolist()
                 submission.parked_since = None
             if event.is_last:
-                del self._submissions[event.sequence_id]
+                self._forget(event.sequence_id)
             batches.setdefault(submission.sink, []).append(event)
         for sink, batch in batches.items():
             sink.put(batch)
+
+    def _forget(self, sequence_id: str) -> _Submission | None:
+        submission = self._submissions.pop(sequence_id, None)
+        if submission is not None and submission.timer is not None:
+            submission.timer.cancel()
+        return submission
 
     # --- placing
 
@@ -156,14 +169,14 @@ class RouterPool:
     def _place_elsewhere(self, submission: _Submission, refusal: Overloaded) -> bool:
         """Asks the routers that have not said yet that they are full; False where there are none.
 
-        Its client has tokens already: then it waits for a place as for a router that comes back.
+        Once a router had taken it, it waits for a place as for a router that comes back.
         """
         assert submission.client is not None, f"{submission.request.sequence_id} is refused where it is not"
         submission.full.add(submission.client)
         if self._ready_for(submission):
             self._place(submission)
             return True
-        if not submission.received:
+        if not (submission.received or submission.was_moved):
             return False
         submission.client = None  # it did not take it: that is no loss
         self._park(submission, refusal)
@@ -178,7 +191,10 @@ class RouterPool:
             self._fail(submission, refusal)
             return
         if submission.parked_since is None:
-            submission.parked_since = time.monotonic()
+            # A router may have waited for a target already: that time counts.
+            now = time.monotonic()
+            since = now if self._unready_since is None else self._unready_since
+            submission.parked_since = max(submission.submitted_at, since)
         self._parked[submission] = None
         if self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._place_parked)
@@ -191,13 +207,32 @@ class RouterPool:
         for submission in parked:
             assert submission.parked_since is not None
             assert submission.refusal is not None
-            if submission.deadline is not None and now >= submission.deadline:
-                error = DeadlineExceeded(f"timeout_ms {submission.request.timeout_ms} ran out: {submission.refusal}")
-                self._fail(submission, error)
-            elif now - submission.parked_since >= self._failover_timeout_s:
+            if now - submission.parked_since >= self._failover_timeout_s:
                 self._fail(submission, submission.refusal)
             else:
                 self._place(submission)
+
+    def _expire(self, submission: _Submission) -> None:
+        reason = f": {submission.refusal}" if submission in self._parked else ""
+        error = DeadlineExceeded(f"timeout_ms {submission.request.timeout_ms} ran out{reason}")
+        self._fail(submission, error)
+
+    def _changed(self, client: RouterClient) -> None:
+        """A router has or has no target from now on: what waits there goes on elsewhere, where that is possible."""
+        self._note_readiness()
+        if client.target_info is not None or client.is_draining or not self.is_ready:
+            return
+        for submission in [each for each in self._submissions.values() if each.client is client]:
+            client.cancel(submission.request.sequence_id)
+            submission.client, submission.was_moved = None, True
+            submission.full.clear()
+            self._place(submission)
+
+    def _note_readiness(self) -> None:
+        if self.is_ready:
+            self._unready_since = None
+        elif self._unready_since is None:
+            self._unready_since = time.monotonic()
 
     def _fail(self, submission: _Submission, error: DFlashError) -> None:
         sequence_id = submission.request.sequence_id
@@ -206,7 +241,7 @@ class RouterPool:
 
     async def _session(self, address: str) -> None:
         async with open_channel(address, self._security) as channel:
-            client = RouterClient(address, channel)
+            client = RouterClient(address, channel, self._changed)
             run = asyncio.create_task(client.run())
             try:
                 async with asyncio.timeout(_HELLO_TIMEOUT_S):
@@ -215,10 +250,12 @@ class RouterPool:
                     hello.cancel()
                 if not run.done():
                     self._clients[address] = client
+                    self._note_readiness()
                     self._dialer.worked(address)
                 await run
             except TimeoutError:
                 raise Unavailable(f"router {address} said no hello") from None
             finally:
                 self._clients.pop(address, None)
+                self._note_readiness()
                 run.cancel()
