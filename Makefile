@@ -35,6 +35,14 @@ test-all: $(DEV) ## Runs every test that needs no GPU
 test-gpu: $(DEV) ## Runs the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+.PHONY: chaos
+chaos: $(DEV) ## Kills processes of a cluster under load, twenty seeded runs, and compares every token
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+.PHONY: soak
+soak: $(DEV) ## Load, cancellations and kills for half an hour; fails where memory, blocks or descriptors grow
+	$(BIN)/python -m tests.soak $(ARGS)
+
 .PHONY: check
 check: $(DEV) ## Lint, format, types, generated stubs and import rules
 	$(BIN)/ruff check .

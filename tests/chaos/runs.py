@@ -131,15 +131,19 @@ class Kill:
     role: str
     after_s: float  # the one before
     held_back_s: float  # until its replacement starts
+    is_alone: bool  # nothing else is killed until all is as before
 
 
 def make_kills(seed: int, number: int, victims: tuple[str, ...] = VICTIMS) -> list[Kill]:
-    """Each role in turn first, then any at random."""
+    """Each role in turn first, one after the other; then any at random, whatever is still amiss."""
     rng = random.Random(seed)
     in_turn = list(victims)
     rng.shuffle(in_turn)
     chosen = [*in_turn, *(rng.choice(victims) for _ in range(number - len(in_turn)))][:number]
-    return [Kill(role, rng.uniform(0.2, 1.0), rng.uniform(0.0, 0.6)) for role in chosen]
+    return [
+        Kill(role, rng.uniform(0.2, 1.0), rng.uniform(0.0, 0.6), place < len(in_turn))
+        for place, role in enumerate(chosen)
+    ]
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ class Recovery:
     """One kill. A pause is the time from the kill to the next token of a stream that the victim held."""
 
     role: str
+    is_alone: bool
     pauses_s: list[float]
     num_ended: int  # affected streams whose last token was on its way already
 
@@ -161,7 +166,7 @@ class ChaosReport:
 
 @dataclass(frozen=True)
 class _Struck:
-    role: str
+    kill: Kill
     at: float
     held: list[str]
 
@@ -173,7 +178,7 @@ class _Struck:
                 num_ended += 1
             else:
                 pauses.append(next_at - self.at)
-        return Recovery(self.role, pauses, num_ended)
+        return Recovery(self.kill.role, self.kill.is_alone, pauses, num_ended)
 
 
 @asynccontextmanager
@@ -228,9 +233,17 @@ async def _strike(cluster: ChaosCluster, rng: random.Random, kills: list[Kill]) 
             at = time.monotonic()
             await cluster.supervisor.kill(victim)
             open_ids = {stream.request.sequence_id for stream in cluster.recorder.open_streams}
-            struck.append(_Struck(kill.role, at, [sequence_id for sequence_id in held if sequence_id in open_ids]))
-            group.create_task(_replace(cluster.supervisor, kill))
+            struck.append(_Struck(kill, at, [sequence_id for sequence_id in held if sequence_id in open_ids]))
+            replaced = group.create_task(_replace(cluster.supervisor, kill))
+            if kill.is_alone:
+                await replaced
+                await _recovered(cluster, struck[-1])
     return struck
+
+
+async def _recovered(cluster: ChaosCluster, struck: _Struck) -> None:
+    streams = [cluster.recorder.streams[sequence_id] for sequence_id in struck.held]
+    await until(lambda: all(stream.last or stream.arrivals[-1:] > [struck.at] for stream in streams))
 
 
 async def _replace(supervisor: Supervisor, kill: Kill) -> None:
