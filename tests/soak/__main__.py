@@ -18,7 +18,9 @@ from typing import Any
 
 from tests.conftest import ENVIRONMENT
 
-os.environ.update(ENVIRONMENT)  # before anything imports torch or numba
+# Before anything imports torch or numba. oneDNN keeps a compiled product per number of rows, 1,024 of them unless told
+# otherwise: about 100 MiB that fill so slowly that a short soak would take them for a leak.
+os.environ.update(ENVIRONMENT | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"})
 
 from tests.chaos.runs import chaos_cluster
 from tests.chaos.workload import make_workload
