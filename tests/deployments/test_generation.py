@@ -12,7 +12,15 @@ from deployments.generation import GenerationService
 from deployments.job import GenerationJob, JobStatistics, TextDelta
 from deployments.settings import LimitSettings
 from dflash_core.contracts import SamplingParams
-from dflash_core.errors import DFlashError, InvalidRequest, Overloaded, PromptTooLong, Unavailable, UnknownModel
+from dflash_core.errors import (
+    DeadlineExceeded,
+    DFlashError,
+    InvalidRequest,
+    Overloaded,
+    PromptTooLong,
+    Unavailable,
+    UnknownModel,
+)
 from dflash_core.sampling.noise import output_seed
 from tests.deployments.scripted import INFO, TOKENIZER, ScriptedRouters
 
@@ -140,3 +148,38 @@ async def test_requests_wait_for_a_target_only_where_there_was_one() -> None:
     routers.info = None  # lost: the pool of routers holds requests until one is back
     assert not service.is_ready
     assert [delta.text async for delta in service.generate(job, JobStatistics())] == ["a", "bc"]
+
+
+async def test_a_gateway_takes_a_bounded_number_of_outputs() -> None:
+    """Those that wait for the first target count: they take memory like any other."""
+    routers = ScriptedRouters()
+    routers.info = None
+    service = GenerationService(routers, TOKENIZER, "tiny", LimitSettings(max_open_outputs=3), 60.0)
+    waiting = asyncio.create_task(_collect(service, GenerationJob(None, ("x",), num_choices=2)))
+    while service.num_open_outputs < 2:
+        await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="2 outputs are open at this gateway and 2 more are wanted, the limit is 3"):
+        await _collect(service, GenerationJob(None, ("x", "y")))
+    routers.info = INFO
+    assert await waiting
+    assert service.num_open_outputs == 0
+    assert await _collect(service, GenerationJob(None, ("x", "y")))
+
+
+async def test_a_deadline_runs_while_there_is_no_target_yet() -> None:
+    routers = ScriptedRouters()
+    routers.info = None
+    service = GenerationService(routers, TOKENIZER, "tiny", LimitSettings(), 60.0)
+    with pytest.raises(DeadlineExceeded, match="timeout_ms 20 ran out"):
+        await _collect(service, GenerationJob(None, ("x",), timeout_ms=20))
+    late = asyncio.create_task(_collect(service, GenerationJob(None, ("x",), timeout_ms=60_000)))
+    while not service.num_open_outputs:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    routers.info = INFO
+    await late
+    assert 0 < routers.requests[0].timeout_ms < 60_000
+
+
+async def _collect(service: GenerationService, job: GenerationJob) -> list[TextDelta]:
+    return [delta async for delta in service.generate(job, JobStatistics())]
