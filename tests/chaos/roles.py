@@ -177,11 +177,13 @@ class TargetRole:
             "num_sequences": self._runner.num_sequences,
             "free_blocks": self._runner.free_blocks,
             "epoch": self._agent.epoch,
+            "rank_pids": self._runner.rank_pids,
             "num_rounds": self._agent.num_rounds,
         }
 
     def check_health(self) -> None:
         self._agent.check_health()
+        self._runner.check_ranks()
 
     def hang(self) -> None:
         self._runner.hangs = True

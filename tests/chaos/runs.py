@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -23,17 +25,19 @@ from tests.tiny import TinyPair
 
 COUNTS = {"router": 2, "drafter": 2, "target": 2}
 VICTIMS = ("drafter", "target", "router")
+RANK = "rank"  # of a target that has several: another process than the one that the supervisor started
 NUM_STREAMS = 32
 
 
 def member_options(pair: TinyPair, counts: dict[str, int], **changes: Any) -> dict[str, Any]:
-    """What every process is told; `changes` are fields of `RouterSettings`, or `keepalive_ms`."""
+    """What every process is told; `changes` are fields of `RouterSettings`, or `keepalive_ms`, `tensor_parallel`."""
     keepalive_ms = changes.pop("keepalive_ms", None)
+    tensor_parallel = changes.pop("tensor_parallel", 1)
     router = {"tree_budget": 12, "prefill_chunk_tokens": 64, **changes}
     return {
         "target": str(pair.target),
         "drafter": str(pair.drafter),
-        "target_settings": TARGET_SETTINGS.model_dump() | {"num_blocks": 1024},
+        "target_settings": TARGET_SETTINGS.model_dump() | {"num_blocks": 1024, "tensor_parallel": tensor_parallel},
         "drafter_settings": DRAFTER_SETTINGS.model_dump() | {"num_blocks": 1024},
         "router": router,
         "max_targets": -(-counts["target"] // counts["router"]),
@@ -133,6 +137,11 @@ class Kill:
     held_back_s: float  # until its replacement starts
     is_alone: bool  # nothing else is killed until all is as before
 
+    @property
+    def member_role(self) -> str:
+        """Of the process of the supervisor that ends."""
+        return "target" if self.role == RANK else self.role
+
 
 def make_kills(seed: int, number: int, victims: tuple[str, ...] = VICTIMS) -> list[Kill]:
     """Each role in turn first, one after the other; then any at random, whatever is still amiss."""
@@ -224,14 +233,16 @@ async def _strike(cluster: ChaosCluster, rng: random.Random, kills: list[Kill]) 
     async with asyncio.TaskGroup() as group:
         for kill in kills:
             await asyncio.sleep(kill.after_s)
-            victims = cluster.supervisor.of(kill.role)
-            while not victims:  # all of them are down: their replacements come
+            while not (victims := cluster.supervisor.of(kill.member_role)):  # all of them are down: others come
                 await asyncio.sleep(0.05)
-                victims = cluster.supervisor.of(kill.role)
             victim = rng.choice(victims)
-            held = (await victim.ask("state"))["held"]
-            at = time.monotonic()
-            await cluster.supervisor.kill(victim)
+            state = await victim.ask("state")
+            held, at = state["held"], time.monotonic()
+            if kill.role == RANK:
+                os.kill(rng.choice(state["rank_pids"]), signal.SIGKILL)
+                await victim.ended.wait()  # by itself: its other ranks are of no use
+            else:
+                await cluster.supervisor.kill(victim)
             open_ids = {stream.request.sequence_id for stream in cluster.recorder.open_streams}
             struck.append(_Struck(kill, at, [sequence_id for sequence_id in held if sequence_id in open_ids]))
             replaced = group.create_task(_replace(cluster.supervisor, kill))
@@ -248,4 +259,4 @@ async def _recovered(cluster: ChaosCluster, struck: _Struck) -> None:
 
 async def _replace(supervisor: Supervisor, kill: Kill) -> None:
     await asyncio.sleep(kill.held_back_s)
-    await supervisor.start(kill.role)
+    await supervisor.start(kill.member_role)
