@@ -26,9 +26,11 @@ from deployments.drafter import Drafter
 from deployments.gateway import Gateway
 from deployments.grpc_api import SERVICER_FUNCTIONS
 from deployments.placement import actor_options, place_models, placement_options
-from deployments.router import Router, max_targets, router_settings
+from deployments.pools import PoolSettings
+from deployments.router import Router, router_settings
+from deployments.scaling import scaling_options
 from deployments.security import API_KEYS, api_key_source, check_security, data_plane_security
-from deployments.settings import PoolSettings, Settings, parse_settings
+from deployments.settings import Settings, parse_settings
 from deployments.target import Target
 
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -58,9 +60,7 @@ def bind(settings: Settings, security: DataPlaneSecurity, api_keys: ApiKeySource
     drafters = None
     if settings.uses_drafter:
         drafters = _deployment(Drafter, settings.drafter).bind(settings.drafter, settings.target.model, data_plane)
-    routers = _deployment(Router, settings.router).bind(
-        router_settings(settings), max_targets(settings), data_plane, drafters
-    )
+    routers = _deployment(Router, settings.router).bind(router_settings(settings), data_plane, drafters)
     targets = _deployment(Target, settings.target).bind(
         settings.target, settings.drafter.model if settings.uses_drafter else None, routers, security
     )
@@ -81,7 +81,7 @@ def _deployment(kind: type, pool: PoolSettings) -> serve.Deployment:
     return serve.deployment(
         kind,
         name=kind.__name__,
-        num_replicas=pool.num_replicas,
+        **scaling_options(pool),
         ray_actor_options=actor_options(pool),
         **placement_options(pool),
         # Queue limits are ours, in the router: Serve's own refusal is not in OpenAI's form.

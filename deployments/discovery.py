@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
@@ -24,7 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 async def watch_endpoints(pool: DeploymentHandle, on_listing: Callable[[list[str]], None]) -> None:
-    """Calls `on_listing` with the endpoints of the pool's running replicas, again and again, until cancelled.
+    """Calls `on_listing` with the endpoints of the pool's running replicas, again and again, until cancelled."""
+    async for endpoints in listings(pool):
+        on_listing(endpoints)
+
+
+async def listings(pool: DeploymentHandle) -> AsyncIterator[list[str]]:
+    """The endpoints of the pool's running replicas, about once a second, without an end.
 
     After a replica's death one listing fails, and an empty pool has none: both are passed over, the next one tells.
     """
@@ -34,5 +40,5 @@ async def watch_endpoints(pool: DeploymentHandle, on_listing: Callable[[list[str
         except (RayError, RayServeException, TimeoutError) as error:
             logger.debug("no listing of %s: %r", pool.deployment_name, error)
         else:
-            on_listing([endpoint for endpoint in endpoints if endpoint])
+            yield [endpoint for endpoint in endpoints if endpoint]
         await asyncio.sleep(PERIOD_S)

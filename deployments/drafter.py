@@ -10,6 +10,7 @@ from typing import Any
 from cluster.transports.drafter_service import DrafterService
 from deployments.data_plane import DataPlane
 from deployments.replica_start import start_model
+from deployments.scaling import LAG_MS, SEQUENCES
 from deployments.settings import DrafterPoolSettings
 from deployments.watchdog import check_thread
 from dflash_core.runners.settings import DrafterSettings
@@ -36,6 +37,11 @@ class Drafter:
         """Raises `Unavailable` when the GPU is lost or the model's thread stuck: only a restart cures that."""
         self._service.check_health()
         await check_thread(self._executor)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray Serve asks every replica of an automatic pool; see `deployments/scaling.py`."""
+        sequences = self._service.num_sequences + self._service.queued_sequences
+        return {SEQUENCES: float(sequences), LAG_MS: self._service.lag.take_mean_ms()}
 
     async def stats(self) -> dict[str, Any]:
         """What is held here: for tests and for looking around, not for work."""

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from deployments.settings import ModelPoolSettings, PoolSettings, Settings, TargetPoolSettings
+from deployments.pools import PoolSettings
+from deployments.settings import ModelPoolSettings, Settings, TargetPoolSettings
 
 MIB = 2**20
 RANK_SHARE = 0.75  # of a GPU for a rank of several, where it must share with a drafter: two of them fit on none
@@ -41,7 +42,7 @@ def place_models(settings: Settings, cluster_gpus: float) -> Settings:
 
 def _gpu_shares(pools: Mapping[str, ModelPoolSettings], cluster_gpus: float) -> dict[str, float]:
     """Of each replica or rank: as set, else a whole GPU where there are enough."""
-    wanting = sum(pool.num_replicas * num_ranks(pool) for pool in pools.values() if pool.num_gpus is None)
+    wanting = sum(pool.most_replicas * num_ranks(pool) for pool in pools.values() if pool.num_gpus is None)
     per_gpu = max(1, math.ceil(wanting / cluster_gpus)) if cluster_gpus else 1
 
     def share(pool: ModelPoolSettings) -> float:
@@ -71,16 +72,23 @@ def placement_options(pool: PoolSettings) -> dict[str, Any]:
     options = actor_options(pool)
     bundle = {"CPU": options["num_cpus"], "GPU": options.get("num_gpus", 0), "memory": options.get("memory", 0)}
     bundle |= options.get("resources", {})
-    return {"placement_group_bundles": [{name: share for name, share in bundle.items() if share}] * num_ranks(pool)}
+    placed: dict[str, Any] = {
+        "placement_group_bundles": [{name: share for name, share in bundle.items() if share}] * num_ranks(pool)
+    }
+    if pool.labels:
+        placed["placement_group_bundle_label_selector"] = [dict(pool.labels)] * num_ranks(pool)
+    return placed
 
 
 def actor_options(pool: PoolSettings) -> dict[str, Any]:
-    """`ray_actor_options` of one replica of the pool, or of one of its ranks."""
+    """`ray_actor_options` of one replica of the pool, or of one of its ranks, which are where their bundles are."""
     options: dict[str, Any] = {"num_cpus": pool.num_cpus}
     if isinstance(pool, ModelPoolSettings) and pool.num_gpus:
         options["num_gpus"] = pool.num_gpus
     if pool.resources:
         options["resources"] = dict(pool.resources)
+    if pool.labels and num_ranks(pool) == 1:
+        options["label_selector"] = dict(pool.labels)
     if pool.memory_mib is not None:
         options["memory"] = pool.memory_mib * MIB
     return options

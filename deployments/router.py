@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sys
 from typing import TYPE_CHECKING, Any
+
+from ray import serve
 
 from cluster import router as router_core
 from cluster.router.export import learned
 from cluster.transports.grpc_drafter import DrafterDialer
 from cluster.transports.router_service import RouterService
+from cluster.transports.target_share import TargetShare
 from deployments.data_plane import DataPlane
-from deployments.discovery import watch_endpoints
+from deployments.discovery import listings, watch_endpoints
+from deployments.scaling import ROUNDS
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -42,30 +45,30 @@ def router_settings(settings: Settings) -> router_core.RouterSettings:
     )
 
 
-def max_targets(settings: Settings) -> int | None:
-    """A router's share of the targets; None where it has them all."""
-    if settings.router.num_replicas == 1:
-        return None
-    return math.ceil(settings.target.num_replicas / settings.router.num_replicas)
-
-
 class Router:
     """Targets and gateways dial it; it dials the drafters. `drafters` is None where decoding is plain."""
 
     async def __init__(
         self,
         settings: router_core.RouterSettings,
-        max_targets: int | None,
         data_plane: DataPlane,
         drafters: DeploymentHandle | None,
     ) -> None:
         self._router = router_core.Router(settings)
-        self._service = RouterService(self._router, max_targets=None if max_targets is None else lambda: max_targets)
+        self._service = RouterService(self._router)
+        self._share = TargetShare(self._service, data_plane.security)
         self._drafters = DrafterDialer(self._router, data_plane.security)
         self._running = await data_plane.serve(self._service.register)
-        self._discovery = (
-            None if drafters is None else asyncio.create_task(watch_endpoints(drafters, self._drafters.set_endpoints))
-        )
+        self._tasks = [asyncio.create_task(self._watch_peers())]
+        if drafters is not None:
+            self._tasks.append(asyncio.create_task(watch_endpoints(drafters, self._drafters.set_endpoints)))
+
+    async def _watch_peers(self) -> None:
+        """The other replicas of this deployment."""
+        replica = serve.get_replica_context()
+        pool = serve.get_deployment_handle(replica.deployment, replica.app_name)
+        async for addresses in listings(pool):
+            await self._share.update([address for address in addresses if address != self._running.address])
 
     async def endpoint(self) -> str:
         """Where targets and gateways dial; "" while draining."""
@@ -73,6 +76,10 @@ class Router:
 
     async def check_health(self) -> None:
         """To answer is all: a router whose event loop is stuck does not, and only a restart cures that."""
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray Serve asks every replica of an automatic pool; see `deployments/scaling.py`."""
+        return {ROUNDS: float(self._service.num_rounds_in_flight)}
 
     async def stats(self) -> dict[str, Any]:
         """What is held here: for tests and for looking around, not for work."""
@@ -91,8 +98,8 @@ class Router:
         if not hasattr(self, "_running"):
             return  # the constructor failed
         await self._service.drain(DRAIN_TIMEOUT_S)
-        if self._discovery is not None:
-            self._discovery.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._drafters.close()
         await self._router.close()
         await self._running.stop()

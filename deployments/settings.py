@@ -12,13 +12,14 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import click
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from cluster.requests import Strategy
+from deployments.pools import PoolSettings, ScaledPoolSettings, SettingsSection, none_words
 from dflash_core.errors import InvalidSettings, RequestTooLarge
 from dflash_core.runners.settings import DeviceName, DrafterSettings, TargetSettings
 
@@ -37,37 +38,24 @@ class SettingsError(InvalidSettings, click.ClickException, ValueError):
         return self.message
 
 
-def _none_words(value: Any) -> Any:
-    """On the command line a value is a string: "none", "off" and "auto" stand for None."""
-    return None if isinstance(value, str) and value.lower() in ("none", "off", "null", "auto") else value
-
-
-OptionalPort = Annotated[Annotated[int, Field(ge=0, le=65535)] | None, BeforeValidator(_none_words)]
-OptionalCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_words)]
-OptionalPath = Annotated[Path | None, BeforeValidator(_none_words)]
-OptionalBudget = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_words)]
-OptionalShare = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_none_words)]
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PoolSettings(_Settings):
-    """What every kind of replica has."""
-
-    num_replicas: int = Field(1, ge=1, description="replicas of this kind")
-    num_cpus: float = Field(0.1, ge=0, description="CPU share that Ray reserves for one replica")
-    resources: dict[str, float] = Field(default_factory=dict, description="custom Ray resources of one replica")
-    memory_mib: OptionalCount = Field(None, description="memory that Ray reserves for one replica")
+OptionalPort = Annotated[Annotated[int, Field(ge=0, le=65535)] | None, BeforeValidator(none_words)]
+OptionalPath = Annotated[Path | None, BeforeValidator(none_words)]
+OptionalBudget = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(none_words)]
+OptionalShare = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(none_words)]
 
 
 class GatewayPoolSettings(PoolSettings):
     """The ingress replicas."""
 
 
-class RouterPoolSettings(PoolSettings):
+class RouterPoolSettings(ScaledPoolSettings):
     """The replicas that run the round loop, one per about four targets. Fields as `cluster.router.RouterSettings`."""
+
+    scaling_fields: ClassVar[frozenset[str]] = ScaledPoolSettings.scaling_fields | {"rounds_per_replica"}
+
+    rounds_per_replica: float = Field(
+        8.0, gt=0, description="rounds in flight that one router should lead, where their number is automatic"
+    )
 
     max_running: int = Field(64, ge=1, description="most sequences in one target's rounds")
     max_waiting: int = Field(256, ge=1, description="most sequences in a router's queue; beyond it requests get 429")
@@ -102,8 +90,14 @@ class RouterPoolSettings(PoolSettings):
         return self
 
 
-class ModelPoolSettings(PoolSettings):
+class ModelPoolSettings(ScaledPoolSettings):
     """What drafters and targets share."""
+
+    scaling_fields: ClassVar[frozenset[str]] = ScaledPoolSettings.scaling_fields | {"sequences_per_replica"}
+
+    sequences_per_replica: float = Field(
+        32.0, gt=0, description="sequences, those in queues too, that one replica should have; for an automatic number"
+    )
 
     model: str = Field(min_length=1, description="a folder, a name in the local Hugging Face cache, or embedded:NAME")
     device: DeviceName = Field("auto", description="auto (the cluster's GPUs where it has any), cpu or cuda")
@@ -116,8 +110,16 @@ class ModelPoolSettings(PoolSettings):
 class DrafterPoolSettings(ModelPoolSettings, DrafterSettings):
     """The drafter pool: the runner's settings and where it runs."""
 
+    scaling_fields: ClassVar[frozenset[str]] = ModelPoolSettings.scaling_fields | {"max_lag_ms"}
+
     model: str = Field(EMBEDDED_DRAFTER, min_length=1, description="the drafter's checkpoint")
     num_cpus: float = Field(0.3, ge=0, description="CPU share that Ray reserves for one replica")
+    sequences_per_replica: float = Field(
+        64.0, gt=0, description="sequences, those in queues too, that one drafter should have; for an automatic number"
+    )
+    max_lag_ms: float = Field(
+        20.0, gt=0, description="how long drafts may wait for the model; beyond it an automatic pool grows by one"
+    )
 
 
 class TargetPoolSettings(ModelPoolSettings, TargetSettings):
@@ -136,7 +138,7 @@ class TargetPoolSettings(ModelPoolSettings, TargetSettings):
         return self
 
 
-class LimitSettings(_Settings):
+class LimitSettings(SettingsSection):
     """What one client may ask for."""
 
     max_outputs_per_request: int = Field(64, ge=1, description="prompts times n of one request")
@@ -156,7 +158,7 @@ class LimitSettings(_Settings):
             raise RequestTooLarge(f"the request has {num_bytes} bytes or more, at most {self.max_body_bytes} are taken")
 
 
-class SecuritySettings(_Settings):
+class SecuritySettings(SettingsSection):
     """Where secrets are; never the secrets themselves. docs/security.md says what each protects."""
 
     api_key_file: OptionalPath = Field(
@@ -185,7 +187,7 @@ class SecuritySettings(_Settings):
         return self
 
 
-class Settings(_Settings):
+class Settings(SettingsSection):
     """Everything that `serve run deployments:app` takes."""
 
     target: TargetPoolSettings = Field(default_factory=TargetPoolSettings)

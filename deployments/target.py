@@ -12,6 +12,7 @@ from cluster.transports.target_agent import TargetAgent
 from deployments.discovery import watch_endpoints
 from deployments.placement import actor_options
 from deployments.replica_start import start_model
+from deployments.scaling import SEQUENCES
 from deployments.settings import TargetPoolSettings
 from deployments.target_ranks import ActorLauncher
 from deployments.watchdog import check_thread
@@ -50,6 +51,10 @@ class Target:
         # Not on the model's thread, which may wait for just that rank.
         await asyncio.get_running_loop().run_in_executor(None, self._runner.check_ranks)
         await check_thread(self._executor)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray Serve asks every replica of an automatic pool; see `deployments/scaling.py`."""
+        return {SEQUENCES: float(self._runner.num_sequences + self._agent.queued_sequences)}
 
     async def stats(self) -> dict[str, Any]:
         """What is held here: for tests and for looking around, not for work."""

@@ -39,7 +39,7 @@ class DrafterPool(Protocol):
     def drafter_lost(self, link: DrafterLink, reason: str) -> None: ...
 
     @property
-    def num_waiting(self) -> int: ...
+    def queued_per_drafter(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -231,7 +231,7 @@ class DraftStage:
             releases=link.take_releases(),
             blocks=tuple(order.blocks),
             wait_ms=self._settings.draft_wait_ms,
-            queued_sequences=self._pool.num_waiting,
+            queued_sequences=self._pool.queued_per_drafter,
             num_candidates=self._planner.num_candidates,
         )
         task = asyncio.ensure_future(link.drafter.draft(request))

@@ -28,6 +28,9 @@ class RoundHost(SequenceKeeper, DrafterPool, Protocol):
 
     def target_lost(self, link: TargetLink, reason: str) -> None: ...
 
+    @property
+    def queued_per_target(self) -> int: ...
+
 
 class Rounds(Protocol):
     """What the micro-batches of one target share."""
@@ -120,7 +123,7 @@ class MicroBatch:
                 self._speculation,
                 self._planner,
                 self._settings,
-                self._host.num_waiting,
+                self._host.queued_per_target,
             )
 
     async def _verify_and_commit(self, plan: RoundPlan) -> list[Outcome | None] | None:

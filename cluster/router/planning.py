@@ -39,7 +39,7 @@ def plan_round(
     speculation: Speculation,
     planner: TreePlanner,
     settings: RouterSettings,
-    num_waiting: int,
+    queued_sequences: int,
 ) -> RoundPlan:
     """Fills `max_rows`: a root of every running sequence first, then prefill chunks, then draft nodes.
 
@@ -67,7 +67,7 @@ def plan_round(
         releases=link.take_releases(),
         refills=_refills(ready),
         timeout_ms=settings.round_timeout_ms,
-        queued_sequences=num_waiting,
+        queued_sequences=queued_sequences,
     )
     for sequence in running:
         sequence.draft = None  # good for this root only

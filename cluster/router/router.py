@@ -83,6 +83,16 @@ class Router:
         return len(self._waiting)
 
     @property
+    def queued_per_target(self) -> int:
+        """Each target's share of the queue, rounded up: what it is told, for scaling the pool."""
+        return -(-len(self._waiting) // max(1, len(self._targets)))
+
+    @property
+    def queued_per_drafter(self) -> int:
+        """As `queued_per_target`."""
+        return -(-len(self._waiting) // max(1, len(self._drafters)))
+
+    @property
     def num_active(self) -> int:
         return len(self._sequences)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +20,7 @@ import grpc.aio
 import numpy as np
 
 from cluster.status import grpc_status
+from cluster.transports.draft_lag import DraftLag
 from cluster.transports.held_contexts import HeldContexts
 from cluster.transports.runner_protocols import DrafterModelRunner, draft_blocks
 from cluster.wire.drafts import (
@@ -58,7 +60,8 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
         self._owners: dict[str, Opened] = {}  # by sequence id: the stream that opened it last
         self._fault: str | None = None  # what only a restart of this process cures
         self.num_drafts = 0
-        self.queued_sequences = 0  # as a router last told: for scaling the pool
+        self._queued: dict[int, int] = {}  # by stream: this drafter's share of its router's queue, as last told
+        self.lag = DraftLag()
 
     def register(self, server: grpc.aio.Server) -> None:
         drafter_pb2_grpc.add_DrafterServicer_to_server(self, server)
@@ -71,6 +74,11 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
     @property
     def num_sequences(self) -> int:
         return len(self._held)
+
+    @property
+    def queued_sequences(self) -> int:
+        """This drafter's share of all routers' queues: for scaling the pool."""
+        return sum(self._queued.values())
 
     async def close(self) -> None:
         if self._owns_executor:
@@ -95,7 +103,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
             async for message in request_iterator:
                 request = draft_request_from_pb(message)
                 _check_room(opened, request, len(answers))
-                self.queued_sequences = request.queued_sequences
+                self._queued[id(opened)] = request.queued_sequences
                 prepared = self._release_and_open(request, opened)
                 task = asyncio.create_task(self._answer(request, prepared, context, write_lock))
                 answers.add(task)
@@ -107,6 +115,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
         finally:
             for task in answers:
                 task.cancel()
+            self._queued.pop(id(opened), None)
             self._release([key for key in opened.values() if self._owns(opened, key)])
 
     def _release_and_open(self, request: DraftRequest, opened: Opened) -> asyncio.Future[dict[SequenceKey, int]] | None:
@@ -174,9 +183,11 @@ class DrafterService(drafter_pb2_grpc.DrafterServicer):
         needs = {block.key: block.context_len for block in request.blocks}
         await self._held.wait_for(needs, min(request.wait_ms, _MAX_WAIT_MS) / 1e3)
         self.num_drafts += len(request.blocks)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._run_draft, request)
+        ready_at = time.monotonic()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._run_draft, request, ready_at)
 
-    def _run_draft(self, request: DraftRequest) -> DraftResult:
+    def _run_draft(self, request: DraftRequest, ready_at: float) -> DraftResult:
+        self.lag.note(time.monotonic() - ready_at)
         drafts = draft_blocks(self._runner, request)
         return DraftResult(request.batch_id, drafts, dict(self._runner.stage_times_us))
 

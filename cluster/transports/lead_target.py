@@ -25,6 +25,10 @@ class LeadTarget:
         self._write = write
         self._pending: dict[int, asyncio.Future[RoundResult]] = {}
 
+    @property
+    def num_rounds_in_flight(self) -> int:
+        return len(self._pending)
+
     async def run_round(self, request: RoundRequest) -> RoundResult:
         if self.closed.is_set():
             raise Unavailable(f"target {self.info.model!r}: {self.reason}")

@@ -74,20 +74,23 @@ class _GatewayStream:
 
 
 class RouterService(router_pb2_grpc.RouterServicer):
-    """`max_targets()` says how many targets this router may hold at present, its share; `peers()` names the others."""
+    """`max_targets()` says how many targets this router may hold at present, its share; `peers()` names the others.
+
+    `TargetShare` finds both out.
+    """
 
     def __init__(
         self,
         router: Router,
         *,
-        max_targets: Callable[[], int] | None = None,
+        max_targets: Callable[[], int | None] = lambda: None,
         peers: Callable[[], list[str]] = list,
     ) -> None:
         self.router = router
         self._max_targets = max_targets
         self._peers = peers
         self._gateways: set[_GatewayStream] = set()
-        self._targets: set[LeadTarget] = set()
+        self._targets: dict[LeadTarget, None] = {}  # in the order of their coming
         self._is_draining = False
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -96,6 +99,20 @@ class RouterService(router_pb2_grpc.RouterServicer):
     @property
     def is_draining(self) -> bool:
         return self._is_draining
+
+    @property
+    def num_rounds_in_flight(self) -> int:
+        """On all targets here: for scaling the pool."""
+        return sum(target.num_rounds_in_flight for target in self._targets)
+
+    def limit_targets(self, max_targets: Callable[[], int | None], peers: Callable[[], list[str]]) -> None:
+        """As the arguments of the constructor, for who needs the service to find them out."""
+        self._max_targets, self._peers = max_targets, peers
+
+    def give_back_target(self, reason: str) -> None:
+        """Says goodbye to the target that came last, whose sequences go on here; nothing where there is none."""
+        if self._targets:
+            next(reversed(self._targets)).close(reason)
 
     async def drain(self, timeout_s: float, reason: str = "the router is draining") -> None:
         """Sends new sequences elsewhere, finishes those that run within the timeout, then gives the targets back."""
@@ -183,7 +200,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
                 await context.abort(grpc_status(error), str(error))
         finally:
             target.close("its stream broke")
-            self._targets.discard(target)
+            self._targets.pop(target, None)
             self.router.remove_target(target, target.reason)
             self._say_hello_again()
             reader.cancel()
@@ -204,18 +221,19 @@ class RouterService(router_pb2_grpc.RouterServicer):
             raise  # abort has raised; this tells mypy
         if self._is_draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the router is draining")
-        if self._max_targets is not None and self.router.num_targets >= self._max_targets():
+        share = self._max_targets()
+        if share is not None and self.router.num_targets >= share:
             context.set_trailing_metadata(((PEERS_KEY, ",".join(self._peers())),))
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"this router has {self.router.num_targets} targets, its share is {self._max_targets()}",
+                f"this router has {self.router.num_targets} targets, its share is {share}",
             )
         try:
             self.router.add_target(target)
         except DFlashError as error:
             await context.abort(grpc_status(error), error.message)
             raise  # abort has raised; this tells mypy
-        self._targets.add(target)
+        self._targets[target] = None
         self._say_hello_again()
         return target
 

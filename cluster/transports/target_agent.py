@@ -73,7 +73,15 @@ class TargetAgent:
         self.epoch = 0  # raised each time a router is lost
         self.router_address: str | None = None  # while a router leads
         self.num_rounds = 0
-        self.queued_sequences = 0  # as the router last told: for scaling the pool
+        self._queued_sequences = 0
+
+    @property
+    def queued_sequences(self) -> int:
+        """This target's share of its router's queue, as that last told: for scaling the pool.
+
+        A router tells it with each round; without sequences there are none, and nothing waits.
+        """
+        return self._queued_sequences if self._runner.num_sequences else 0
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="target agent")
@@ -196,7 +204,7 @@ class TargetAgent:
 
     async def _run_round(self, request: RoundRequest) -> RoundResult:
         loop = asyncio.get_running_loop()
-        self.queued_sequences = request.queued_sequences
+        self._queued_sequences = request.queued_sequences
         try:
             async with asyncio.timeout(request.timeout_ms / 1e3):
                 output = await loop.run_in_executor(self._executor, self._runner.run_round, request)

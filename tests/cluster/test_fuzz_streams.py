@@ -127,7 +127,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
         background = Background()
         stack.callback(background.close)
         cluster = stack.enter_context(background.entered(make_cluster(pair, target_settings=SETTINGS)))
-        cluster.routers[0].service._max_targets = None  # or every further target is refused unread
+        cluster.routers[0].service.limit_targets(lambda: None, list)  # or every further target is refused unread
         oracle = TargetRunner.load(str(pair.target), None, SETTINGS)
         yield Fuzzed(background, cluster, pair, oracle, count())
 

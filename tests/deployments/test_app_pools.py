@@ -1,0 +1,216 @@
+"""Pools apart: drafters and targets on nodes of their own, found by label and resource; an automatic pool that grows
+with the load; and rolling updates of each pool, as `serve deploy` does them, under streams that notice nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import yaml
+
+from protos import inference_pb2, inference_pb2_grpc
+from tests.deployments.conftest import free_ports, serve_environment
+from tests.tiny import make_tiny_pair
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = ["def add(left, right):\n", "class Stack:\n    def push", "return self.items.pop()", "x"]
+NUM_STREAMS = 6
+WAIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One that Ray Serve lists, in whatever state."""
+
+    replica_id: str
+    node_id: str
+    is_running: bool
+
+
+class Pools:
+    """A cluster of three nodes, and the application deployed onto it by `serve deploy`."""
+
+    def __init__(self, config_file: Path, config: dict[str, Any], dashboard: str, node_ids: dict[str, str]) -> None:
+        self._config_file = config_file
+        self._config = config
+        self._dashboard = dashboard
+        self.node_ids = node_ids  # by pool
+        self.grpc_target = f"127.0.0.1:{config['grpc_options']['port']}"
+        self.url = f"http://127.0.0.1:{config['http_options']['port']}"
+
+    def deploy(self, **num_cpus: float) -> None:
+        """`num_cpus` by deployment: other options of its replicas than before, so that each must be replaced."""
+        (application,) = self._config["applications"]
+        options = {entry["name"]: entry["ray_actor_options"] for entry in application["deployments"]}
+        for name, share in num_cpus.items():
+            options[name]["num_cpus"] = share
+        self._config_file.write_text(yaml.safe_dump(self._config))
+        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "-a", self._dashboard, str(self._config_file)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+
+    def replicas(self, deployment: str) -> list[Replica]:
+        answer = httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=30).raise_for_status().json()
+        listed = answer["applications"]["default"]["deployments"].get(deployment, {"replicas": []})
+        return [Replica(r["replica_id"], r["node_id"], r["state"] == "RUNNING") for r in listed["replicas"]]
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {WAIT_S} s")
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
+    from ray.cluster_utils import Cluster
+
+    http_port, grpc_port, data_port, dashboard_port = free_ports(4)
+    pair = make_tiny_pair(tmp_path_factory.mktemp("pair"))
+    config = {
+        "proxy_location": "HeadOnly",  # all nodes are this machine, with its ports
+        "http_options": {"host": "127.0.0.1", "port": http_port},
+        "grpc_options": {
+            "port": grpc_port,
+            "grpc_servicer_functions": ["deployments.grpc_api.add_public_services"],
+        },
+        "applications": [
+            {
+                "name": "default",
+                "route_prefix": "/",
+                "import_path": "deployments:app",
+                "args": {
+                    "target": {
+                        "model": str(pair.target),
+                        "num_replicas": 2,
+                        "labels": {"example.com/pool": "targets"},
+                    },
+                    "drafter": {
+                        "model": str(pair.drafter),
+                        "max_replicas": 2,
+                        "sequences_per_replica": NUM_STREAMS / 2,
+                        "scale_up_after_s": 0,
+                        "resources": {"drafter_pool": 1},
+                    },
+                    "router": {"num_replicas": 2},
+                    "served_model_name": "tiny",
+                    "tree_budget": 16,
+                    "data_plane_ports": f"{data_port}-{data_port + 200}",
+                },
+                "deployments": [
+                    {
+                        "name": "Target",
+                        "ray_actor_options": {"num_cpus": 0.4, "label_selector": {"example.com/pool": "targets"}},
+                    },
+                    {"name": "Drafter", "ray_actor_options": {"num_cpus": 0.3, "resources": {"drafter_pool": 1}}},
+                    {"name": "Router", "ray_actor_options": {"num_cpus": 0.1}},
+                ],
+            }
+        ],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        variables = serve_environment() | {
+            "PYTHONPATH": str(ROOT),
+            "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+        }
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 2, "include_dashboard": True, "dashboard_port": dashboard_port},
+        )
+        try:
+            nodes = {
+                "drafters": cluster.add_node(num_cpus=2, resources={"drafter_pool": 3}),
+                "targets": cluster.add_node(num_cpus=2, labels={"example.com/pool": "targets"}),
+            }
+            application = Pools(
+                tmp_path_factory.mktemp("config") / "serve.yaml",
+                config,
+                f"http://127.0.0.1:{dashboard_port}",
+                {pool: node.node_id for pool, node in nodes.items()},
+            )
+            application.deploy()
+            _wait(application.is_ready, "the application")
+            yield application
+        finally:
+            cluster.shutdown()
+
+
+async def _generate(stub: Any, number: int) -> list[int]:
+    request = inference_pb2.GenerateRequest(
+        text=PROMPTS[number % 4], max_tokens=200, temperature=float(number % 2), seed=number
+    )
+    token_ids: list[int] = []
+    async for message in stub.Generate(request, timeout=WAIT_S):
+        token_ids += message.token_ids
+    return token_ids
+
+
+@asynccontextmanager
+async def _streams(pools: Pools) -> AsyncIterator[asyncio.Event]:
+    """As many streams at any time, each again and again, until the body ends: always the tokens of the first time."""
+    has_ended = asyncio.Event()
+
+    async def repeat(stub: Any, number: int, expected: list[int]) -> None:
+        while not has_ended.is_set():
+            assert await _generate(stub, number) == expected, number
+
+    async with grpc.aio.insecure_channel(pools.grpc_target) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        expected = [await _generate(stub, number) for number in range(NUM_STREAMS)]
+        assert all(expected)
+        async with asyncio.TaskGroup() as group:
+            for number, token_ids in enumerate(expected):
+                group.create_task(repeat(stub, number, token_ids))
+            try:
+                yield has_ended
+            finally:
+                has_ended.set()
+
+
+def test_replicas_are_on_the_nodes_of_their_pools(pools: Pools) -> None:
+    _wait(lambda: [r.is_running for r in pools.replicas("Target")] == [True] * 2, "two targets")
+    assert {r.node_id for r in pools.replicas("Target")} == {pools.node_ids["targets"]}
+    assert {r.node_id for r in pools.replicas("Drafter")} == {pools.node_ids["drafters"]}
+    with grpc.insecure_channel(pools.grpc_target) as channel:
+        request = inference_pb2.GenerateRequest(text=PROMPTS[0], max_tokens=40)
+        answer = inference_pb2_grpc.InferenceStub(channel).Complete(request, timeout=WAIT_S)
+    assert answer.statistics.accepted_tokens > 0, "drafts came from the other node"
+
+
+@pytest.mark.parametrize(("deployment", "num_cpus"), [("Drafter", 0.31), ("Target", 0.41), ("Router", 0.11)])
+async def test_a_rolling_update_drops_nothing(pools: Pools, deployment: str, num_cpus: float) -> None:
+    def is_whole() -> bool:
+        replicas = pools.replicas(deployment)
+        return len(replicas) == 2 and all(replica.is_running for replica in replicas)
+
+    async with _streams(pools):
+        # The drafter pool has one replica until the load is noticed.
+        await asyncio.to_thread(_wait, is_whole, f"two replicas of {deployment}")
+        before = {replica.replica_id for replica in await asyncio.to_thread(pools.replicas, deployment)}
+        await asyncio.to_thread(pools.deploy, **{deployment: num_cpus})
+        await asyncio.to_thread(
+            _wait,
+            lambda: is_whole() and not before & {replica.replica_id for replica in pools.replicas(deployment)},
+            f"two new replicas of {deployment}",
+        )
