@@ -195,7 +195,7 @@ def test_replicas_are_on_the_nodes_of_their_pools(pools: Pools) -> None:
     with grpc.insecure_channel(pools.grpc_target) as channel:
         request = inference_pb2.GenerateRequest(text=PROMPTS[0], max_tokens=40)
         answer = inference_pb2_grpc.InferenceStub(channel).Complete(request, timeout=WAIT_S)
-    assert answer.statistics.accepted_tokens > 0, "drafts came from the other node"
+    assert len(answer.token_ids) > answer.statistics.rounds, "drafts came from the other node, and some were accepted"
 
 
 @pytest.mark.parametrize(("deployment", "num_cpus"), [("Drafter", 0.31), ("Target", 0.41), ("Router", 0.11)])

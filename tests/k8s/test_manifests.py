@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -49,25 +48,21 @@ def test_the_serve_config_is_valid_and_so_are_its_settings() -> None:
     (application,) = config.applications
     assert application.import_path == "deployments:app"
     settings = parse_settings(application.args)
-    assert settings.target.num_replicas == 2
+    assert (settings.target.fewest_replicas, settings.target.most_replicas) == (2, 4)
 
 
 def test_every_pool_fits_its_worker_group() -> None:
     spec = _load("rayservice.yaml")["spec"]
     settings = parse_settings(yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"])
-    offered: dict[str, float] = {}
-    gpus: dict[str, int] = {}
-    for group in spec["rayClusterConfig"]["workerGroupSpecs"]:
+    groups = spec["rayClusterConfig"]["workerGroupSpecs"]
+    for pool in (settings.target, settings.drafter):
+        (group,) = [group for group in groups if pool.labels.items() <= group["labels"].items()]
+        assert pool.labels, "or it would go anywhere"
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         (container,) = group["template"]["spec"]["containers"]
-        # Ray reads the value as a JSON string within a shell word.
-        for name, amount in json.loads(json.loads(group["rayStartParams"]["resources"])).items():
-            offered[name] = amount * group["replicas"]
-            gpus[name] = int(container["resources"]["limits"]["nvidia.com/gpu"]) * group["replicas"]
-    for pool in (settings.target, settings.drafter):
-        for name, amount in pool.resources.items():
-            assert amount * pool.num_replicas <= offered[name]
-            assert (pool.num_gpus or 0) * pool.num_replicas <= gpus[name]
+        gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
+        assert (pool.num_gpus or 0) * pool.most_replicas <= gpus * group["maxReplicas"]
+    assert spec["rayClusterConfig"]["enableInTreeAutoscaling"], "or an automatic pool gets no nodes"
 
 
 def test_grpc_is_open_on_the_head_and_in_the_service() -> None:

@@ -16,6 +16,7 @@ DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/life-of-a-request.md",
+    "docs/pools.md",
     "docs/reliability.md",
     "docs/scaling.md",
     "docs/security.md",
