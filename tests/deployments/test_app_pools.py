@@ -35,7 +35,7 @@ class Replica:
     """One that Ray Serve lists, in whatever state."""
 
     replica_id: str
-    node_id: str
+    node_id: str | None  # None: Ray has not placed it yet
     is_running: bool
 
 
@@ -63,7 +63,7 @@ class Pools:
     def replicas(self, deployment: str) -> list[Replica]:
         answer = httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=30).raise_for_status().json()
         listed = answer["applications"]["default"]["deployments"].get(deployment, {"replicas": []})
-        return [Replica(r["replica_id"], r["node_id"], r["state"] == "RUNNING") for r in listed["replicas"]]
+        return [Replica(r["replica_id"], r.get("node_id"), r["state"] == "RUNNING") for r in listed["replicas"]]
 
     def is_ready(self) -> bool:
         try:
