@@ -18,6 +18,7 @@ from rich.progress import Progress
 from benchmarks.command import Deadline, JsonPath, PlotPath, Record, TimeLimit, console, picked, run
 from benchmarks.latency.observed import ObservedDrafter, ObservedTarget, median_error
 from benchmarks.latency.report import plot, table
+from cluster.bench.arms import Cell
 from cluster.bench.prompts import default_prompts
 from cluster.bench.router_decoder import RouterDecoder
 from cluster.bench.samples import GroupPrompt
@@ -94,7 +95,7 @@ async def _observe(
             router = _router(target, drafter, tree_budget)
             target.concurrency = concurrency
             group = [prompts[index % len(prompts)] for index in range(concurrency)]
-            await RouterDecoder(router, pair.target).decode(group, temperature=0.0, timeline=None)
+            await RouterDecoder(router, pair.target).decode(group, Cell(0.0, concurrency), None)
             await router.close()
     return target, drafter
 
