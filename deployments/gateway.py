@@ -18,12 +18,12 @@ from tokenizers import Tokenizer
 from cluster.transports.authentication import DataPlaneSecurity
 from cluster.transports.router_pool import RouterPool
 from deployments.api_keys import ApiKeySource, KeyRing
+from deployments.border_settings import LimitSettings
 from deployments.discovery import watch_endpoints
 from deployments.generation import GenerationService
 from deployments.grpc_api import drop_refusal_traceback
 from deployments.grpc_methods import GrpcMethods
 from deployments.http_api import build_http_app
-from deployments.settings import LimitSettings
 from dflash_core.models.checkpoints import resolve_checkpoint
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 
 from cluster.requests import EventSink, FinishReason, GenerationRequest, TokenEvent
 from cluster.text import StreamDecoder
+from deployments.border_settings import LimitSettings
 from deployments.job import GenerationJob, JobStatistics, TextDelta
-from deployments.settings import LimitSettings
 from dflash_core.contracts import TargetInfo, TokenIds
 from dflash_core.errors import DeadlineExceeded, InvalidRequest, Overloaded, PromptTooLong, Unavailable, UnknownModel
 from dflash_core.sampling.noise import output_seed

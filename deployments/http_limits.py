@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from deployments.settings import LimitSettings
+from deployments.border_settings import LimitSettings
 
 
 async def read_body(request: Request, limits: LimitSettings) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -46,6 +47,7 @@ def _check_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
 
 
 OptionalCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(none_words)]
+OptionalPath = Annotated[Path | None, BeforeValidator(none_words)]
 Labels = Annotated[dict[str, str], BeforeValidator(_labels_of_words), AfterValidator(_check_labels)]
 
 

@@ -14,7 +14,8 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from cluster.transports.authentication import DataPlaneSecurity, TlsFiles
 from deployments.api_keys import ApiKeySource, KeyRing
-from deployments.settings import SecuritySettings, SettingsError
+from deployments.border_settings import SecuritySettings
+from deployments.settings import SettingsError
 
 API_KEYS = "DFLASH_API_KEYS"
 CLUSTER_SECRET = "DFLASH_CLUSTER_SECRET"

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 
 from cluster.status import grpc_status
 from deployments.api_keys import ApiKeySource, KeyRing
+from deployments.border_settings import LimitSettings
 from deployments.generation import GenerationService
 from deployments.grpc_api import add_public_services
 from deployments.grpc_methods import GrpcMethods
 from deployments.http_api import build_http_app
-from deployments.settings import LimitSettings
 from dflash_core.errors import DFlashError
 from dflash_core.runners.settings import TargetSettings
 from tests.cluster.serving import Cluster, make_cluster

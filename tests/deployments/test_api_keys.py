@@ -14,11 +14,12 @@ from pydantic import SecretStr
 
 from cluster.transports.authentication import DataPlaneSecurity
 from deployments.api_keys import ApiKeySource, KeyRing, parse_keys
+from deployments.border_settings import LimitSettings, SecuritySettings
 from deployments.builder import bind, warnings_of
 from deployments.generation import GenerationService
 from deployments.http_api import build_http_app
 from deployments.security import API_KEYS, CLUSTER_SECRET, api_key_source, check_security
-from deployments.settings import LimitSettings, SecuritySettings, SettingsError, parse_settings
+from deployments.settings import SettingsError, parse_settings
 from dflash_core.errors import Unauthenticated
 from tests.deployments.scripted import TOKENIZER, ScriptedRouters
 

@@ -8,9 +8,9 @@ from contextlib import aclosing
 import pytest
 
 from cluster.requests import FinishReason, LatencyClass
+from deployments.border_settings import LimitSettings
 from deployments.generation import GenerationService
 from deployments.job import GenerationJob, JobStatistics, TextDelta
-from deployments.settings import LimitSettings
 from dflash_core.contracts import SamplingParams
 from dflash_core.errors import (
     DeadlineExceeded,

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from deployments.api_keys import ApiKeySource, KeyRing
+from deployments.border_settings import LimitSettings
 from deployments.generation import GenerationService
 from deployments.http_api import build_http_app
-from deployments.settings import LimitSettings
 from dflash_core.errors import DeadlineExceeded, DFlashError, Overloaded, Unavailable
 from tests.deployments.scripted import INFO, TOKENIZER, ScriptedRouters
 
