@@ -249,7 +249,7 @@ def test_hostile_streams(fuzzed: Fuzzed, case: str, data: st.DataObject) -> None
     check(fuzzed, data.draw(bodies))
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("case", CASES)
 @long

@@ -108,7 +108,7 @@ def test_http_by_its_schema(fuzzed: Fuzzed, data: st.DataObject) -> None:
     fuzzed.check()
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.timeout(3_600)
 @long
 @given(data=st.data())
@@ -160,7 +160,7 @@ def test_http_with_odd_values(fuzzed: Fuzzed, body: bytes, fields: dict[str, byt
     fuzzed.check()
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.timeout(3_600)
 @long
 @given(body=odd_bodies | odd_bodies | raw_bodies, fields=headers)
@@ -240,7 +240,7 @@ def test_grpc(fuzzed: Fuzzed, method: str, data: st.DataObject) -> None:
     fuzzed.check()
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("method", METHODS)
 @long
