@@ -27,10 +27,10 @@ from deployments.gateway import Gateway
 from deployments.grpc_api import SERVICER_FUNCTIONS
 from deployments.placement import actor_options, place_models, placement_options
 from deployments.pools import PoolSettings
-from deployments.router import Router, router_settings
+from deployments.router import Router
 from deployments.scaling import scaling_options
 from deployments.security import API_KEYS, api_key_source, check_security, data_plane_security
-from deployments.settings import Settings, parse_settings
+from deployments.settings import GatewayPoolSettings, Settings, parse_settings
 from deployments.target import Target
 
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -60,7 +60,9 @@ def bind(settings: Settings, security: DataPlaneSecurity, api_keys: ApiKeySource
     drafters = None
     if settings.uses_drafter:
         drafters = _deployment(Drafter, settings.drafter).bind(settings.drafter, settings.target.model, data_plane)
-    routers = _deployment(Router, settings.router).bind(router_settings(settings), data_plane, drafters)
+    routers = _deployment(Router, settings.router).bind(
+        settings.router, settings.strategy, settings.tree_budget, data_plane, drafters
+    )
     targets = _deployment(Target, settings.target).bind(
         settings.target, settings.drafter.model if settings.uses_drafter else None, routers, security
     )
@@ -83,13 +85,15 @@ def _deployment(kind: type, pool: PoolSettings) -> serve.Deployment:
         name=kind.__name__,
         **scaling_options(pool),
         ray_actor_options=actor_options(pool),
+        # Not None: Ray Serve calls `reconfigure`, which starts the replica, where there is one.
+        user_config=None if kind is Gateway else {},
         **placement_options(pool),
         # Queue limits are ours, in the router: Serve's own refusal is not in OpenAI's form.
         max_ongoing_requests=100_000,
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
         graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=20.0,
+        graceful_shutdown_timeout_s=pool.drain_timeout_s if isinstance(pool, GatewayPoolSettings) else 20.0,
         # Discovery calls every router and drafter once a second: not worth a line each.
         logging_config={"enable_access_log": kind is Gateway},
     )

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deployments.settings import Settings, SettingsError, parse_settings
+from deployments.user_config import check_user_config
 from dflash_core.errors import DFlashError
 from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
 from dflash_core.models.drafter_config import DrafterConfig
@@ -55,6 +56,9 @@ def check_config(path: Path) -> list[CheckedApplication]:
         try:
             settings = parse_settings(application.args)
             check_models(settings)
+            for deployment in application.deployments:
+                if "user_config" in deployment.model_fields_set:
+                    check_user_config(settings, deployment.name, deployment.user_config)
         except SettingsError as error:
             raise SettingsError(f"{path}: application {application.name!r}: {error}", param=error.param) from None
         checked.append(CheckedApplication(application.name, settings, tuple(_notes(settings, config.grpc_options))))

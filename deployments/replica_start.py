@@ -1,7 +1,8 @@
-"""Loading a model in a replica: what is logged meanwhile, and how a failure is said."""
+"""Loading a model in a replica, and what is left when it goes: logs, failures, memory."""
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,18 +15,29 @@ _Runner = TypeVar("_Runner")
 
 
 def start_model(kind: str, load: Callable[[], _Runner]) -> _Runner:
-    """Runs `load`. What `dflash_core` logs goes where Ray Serve's own lines of this replica go: to its log file, and to
-    the terminal of `serve run`.
+    """Runs `load`, after what an earlier runner of this process held is free.
 
-    An error that has a name is logged in one line before it is raised: Ray Serve then prints its traceback, tries
-    again twice and reports that the deployment failed.
+    What `dflash_core` logs goes where Ray Serve's own lines of this replica go: to its log file, and to the terminal of
+    `serve run`. An error that has a name is logged in one line before it is raised: Ray Serve then prints its
+    traceback, tries again twice and reports that the deployment failed.
     """
     _log_like_serve()
+    _release_memory()
     try:
         return load()
     except DFlashError as error:
         logger.error("%s cannot start: %s", kind, error.message)
         raise
+
+
+def _release_memory() -> None:
+    """A runner's caches take their size from what is free on the device."""
+    import torch
+
+    gc.unfreeze()  # Ray Serve freezes all that a replica holds when it is ready, its runner too
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _log_like_serve() -> None:

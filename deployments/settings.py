@@ -47,6 +47,10 @@ OptionalShare = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(
 class GatewayPoolSettings(PoolSettings):
     """The ingress replicas."""
 
+    drain_timeout_s: float = Field(
+        20.0, ge=0, description="how long streams may go on at a gateway that is being stopped, Ctrl-C included"
+    )
+
 
 class RouterPoolSettings(ScaledPoolSettings):
     """The replicas that run the round loop, one per about four targets. Fields as `cluster.router.RouterSettings`."""

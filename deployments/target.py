@@ -15,7 +15,9 @@ from deployments.replica_start import start_model
 from deployments.scaling import SEQUENCES
 from deployments.settings import TargetPoolSettings
 from deployments.target_ranks import ActorLauncher
+from deployments.user_config import NOT_STARTED, with_user_config
 from deployments.watchdog import check_thread
+from dflash_core.errors import Unavailable
 from dflash_core.runners.settings import TargetSettings
 
 if TYPE_CHECKING:
@@ -32,50 +34,77 @@ class Target:
         routers: DeploymentHandle,
         security: DataPlaneSecurity,
     ) -> None:
+        self._settings = settings
+        self._drafter_model = drafter_model
+        self._security = security
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="target")
-        loop = asyncio.get_running_loop()
-        self._runner = await loop.run_in_executor(self._executor, _load, settings, drafter_model)
+        self._running: tuple[Any, TargetAgent] | None = None  # the runner, and who runs it; None while it loads
         self._router_addresses: list[str] = []
-        self._agent = TargetAgent(
-            self._runner, lambda: self._router_addresses, executor=self._executor, security=security
-        )
         self._discovery = asyncio.create_task(watch_endpoints(routers, self._set_routers))
-        self._agent.start()
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Ray Serve calls this at the start, and when `user_config` has changed.
+
+        Raises `SettingsError` for one that is wrong; what runs goes on then.
+        """
+        settings = with_user_config(self._settings, user_config)
+        await self._stop()
+        loop = asyncio.get_running_loop()
+        runner = await loop.run_in_executor(self._executor, _load, settings, self._drafter_model)
+        agent = TargetAgent(runner, lambda: self._router_addresses, executor=self._executor, security=self._security)
+        self._running = runner, agent
+        agent.start()
+
+    async def _stop(self) -> None:
+        """Drains: the router moves the sequences to another target."""
+        if self._running is None:
+            return
+        (runner, agent), self._running = self._running, None
+        await agent.drain()
+        await asyncio.get_running_loop().run_in_executor(None, runner.close)
 
     def _set_routers(self, addresses: list[str]) -> None:
         self._router_addresses = addresses
 
     async def check_health(self) -> None:
         """Raises `Unavailable` when a round is stuck, the GPU lost or a rank gone: only a restart cures that."""
-        self._agent.check_health()
+        if self._running is None:
+            raise Unavailable(NOT_STARTED)
+        runner, agent = self._running
+        agent.check_health()
         # Not on the model's thread, which may wait for just that rank.
-        await asyncio.get_running_loop().run_in_executor(None, self._runner.check_ranks)
+        await asyncio.get_running_loop().run_in_executor(None, runner.check_ranks)
         await check_thread(self._executor)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Ray Serve asks every replica of an automatic pool; see `deployments/scaling.py`."""
-        return {SEQUENCES: float(self._runner.num_sequences + self._agent.queued_sequences)}
+        if self._running is None:
+            return {SEQUENCES: 0.0}
+        runner, agent = self._running
+        return {SEQUENCES: float(runner.num_sequences + agent.queued_sequences)}
 
     async def stats(self) -> dict[str, Any]:
         """What is held here: for tests and for looking around, not for work."""
+        if self._running is None:
+            raise Unavailable(NOT_STARTED)
+        runner, agent = self._running
         return {
             "pid": os.getpid(),
-            "rank_pids": self._runner.rank_pids,
-            "num_sequences": self._runner.num_sequences,
-            "free_blocks": self._runner.free_blocks,
-            "num_blocks": self._runner.info.num_blocks,
-            "num_rounds": self._agent.num_rounds,
-            "epoch": self._agent.epoch,
-            "router": self._agent.router_address,
+            "rank_pids": runner.rank_pids,
+            "num_sequences": runner.num_sequences,
+            "free_blocks": runner.free_blocks,
+            "num_blocks": runner.info.num_blocks,
+            "num_rounds": agent.num_rounds,
+            "epoch": agent.epoch,
+            "router": agent.router_address,
         }
 
     async def __del__(self) -> None:
-        """Serve calls this on scale-in and shutdown: the router moves the sequences to another target."""
+        """Serve calls this on scale-in and shutdown."""
         if not hasattr(self, "_discovery"):
             return  # the constructor failed
         self._discovery.cancel()
-        await self._agent.drain()
-        await asyncio.get_running_loop().run_in_executor(None, self._runner.close)
+        await self._stop()
         self._executor.shutdown(wait=False)
 
 

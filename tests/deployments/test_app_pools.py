@@ -7,7 +7,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,20 +50,30 @@ class Pools:
         self.grpc_target = f"127.0.0.1:{config['grpc_options']['port']}"
         self.url = f"http://127.0.0.1:{config['http_options']['port']}"
 
-    def deploy(self, **num_cpus: float) -> None:
-        """`num_cpus` by deployment: other options of its replicas than before, so that each must be replaced."""
+    def deploy(self, deployment: str | None = None, **changes: Any) -> None:
+        """`changes` of one deployment: `num_cpus`, another option of its replicas than before, so that each must be
+        replaced; `user_config`, with which each starts anew."""
         (application,) = self._config["applications"]
-        options = {entry["name"]: entry["ray_actor_options"] for entry in application["deployments"]}
-        for name, share in num_cpus.items():
-            options[name]["num_cpus"] = share
+        entries = {entry["name"]: entry for entry in application["deployments"]}
+        for name, value in changes.items():
+            assert deployment is not None
+            (entries[deployment] if name == "user_config" else entries[deployment]["ray_actor_options"])[name] = value
         self._config_file.write_text(yaml.safe_dump(self._config))
         command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "-a", self._dashboard, str(self._config_file)]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
 
     def replicas(self, deployment: str) -> list[Replica]:
+        listed = self._listed(deployment)
+        return [Replica(r["replica_id"], r.get("node_id"), r["state"] == "RUNNING") for r in listed.get("replicas", [])]
+
+    def is_healthy(self, deployment: str) -> bool:
+        """And not being changed."""
+        return bool(self._listed(deployment).get("status") == "HEALTHY")
+
+    def _listed(self, deployment: str) -> dict[str, Any]:
         answer = httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=30).raise_for_status().json()
-        listed = answer["applications"]["default"]["deployments"].get(deployment, {"replicas": []})
-        return [Replica(r["replica_id"], r.get("node_id"), r["state"] == "RUNNING") for r in listed["replicas"]]
+        listed: dict[str, Any] = answer["applications"]["default"]["deployments"].get(deployment, {})
+        return listed
 
     def is_ready(self) -> bool:
         try:
@@ -112,6 +122,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
                         "resources": {"drafter_pool": 1},
                     },
                     "router": {"num_replicas": 2},
+                    "gateway": {"num_replicas": 2},
                     "served_model_name": "tiny",
                     "tree_budget": 16,
                     "data_plane_ports": f"{data_port}-{data_port + 200}",
@@ -123,6 +134,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
                     },
                     {"name": "Drafter", "ray_actor_options": {"num_cpus": 0.3, "resources": {"drafter_pool": 1}}},
                     {"name": "Router", "ray_actor_options": {"num_cpus": 0.1}},
+                    {"name": "Gateway", "ray_actor_options": {"num_cpus": 0.1}},
                 ],
             }
         ],
@@ -198,19 +210,38 @@ def test_replicas_are_on_the_nodes_of_their_pools(pools: Pools) -> None:
     assert len(answer.token_ids) > answer.statistics.rounds, "drafts came from the other node, and some were accepted"
 
 
-@pytest.mark.parametrize(("deployment", "num_cpus"), [("Drafter", 0.31), ("Target", 0.41), ("Router", 0.11)])
-async def test_a_rolling_update_drops_nothing(pools: Pools, deployment: str, num_cpus: float) -> None:
-    def is_whole() -> bool:
-        replicas = pools.replicas(deployment)
-        return len(replicas) == 2 and all(replica.is_running for replica in replicas)
+async def _wait_for_two(pools: Pools, deployment: str, before: Set[str] = frozenset()) -> set[str]:
+    """Until two replicas run, none of them one of those before."""
 
+    def are_there() -> bool:
+        replicas = pools.replicas(deployment)
+        ids = {replica.replica_id for replica in replicas}
+        return len(ids) == 2 and all(replica.is_running for replica in replicas) and not before & ids
+
+    await asyncio.to_thread(_wait, are_there, f"two replicas of {deployment}")
+    return {replica.replica_id for replica in await asyncio.to_thread(pools.replicas, deployment)}
+
+
+@pytest.mark.parametrize(
+    ("deployment", "num_cpus"), [("Drafter", 0.31), ("Target", 0.41), ("Router", 0.11), ("Gateway", 0.11)]
+)
+async def test_a_rolling_update_drops_nothing(pools: Pools, deployment: str, num_cpus: float) -> None:
     async with _streams(pools):
         # The drafter pool has one replica until the load is noticed.
-        await asyncio.to_thread(_wait, is_whole, f"two replicas of {deployment}")
-        before = {replica.replica_id for replica in await asyncio.to_thread(pools.replicas, deployment)}
-        await asyncio.to_thread(pools.deploy, **{deployment: num_cpus})
-        await asyncio.to_thread(
-            _wait,
-            lambda: is_whole() and not before & {replica.replica_id for replica in pools.replicas(deployment)},
-            f"two new replicas of {deployment}",
-        )
+        before = await _wait_for_two(pools, deployment)
+        await asyncio.to_thread(pools.deploy, deployment, num_cpus=num_cpus)
+        await _wait_for_two(pools, deployment, before)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "setting"), [("Drafter", "num_blocks"), ("Target", "num_blocks"), ("Router", "max_waiting")]
+)
+async def test_a_changed_user_config_starts_replicas_anew_and_drops_nothing(
+    pools: Pools, deployment: str, setting: str
+) -> None:
+    async with _streams(pools):
+        before = await _wait_for_two(pools, deployment)
+        await asyncio.to_thread(pools.deploy, deployment, user_config={setting: 500})
+        await asyncio.to_thread(_wait, lambda: not pools.is_healthy(deployment), f"{deployment} to change")
+        await asyncio.to_thread(_wait, lambda: pools.is_healthy(deployment), f"{deployment} to have changed")
+        assert await _wait_for_two(pools, deployment) == before
