@@ -25,15 +25,19 @@ serve: $(RUNTIME) ## Starts the whole cluster on this machine: HTTP on port 8000
 
 .PHONY: test
 test: $(DEV) ## Runs the tests, but for those that take minutes or need a GPU
-	$(BIN)/python -m pytest -m "not slow and not fuzz and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not fuzz and not gpu and not namespaces" $(ARGS)
 
 .PHONY: test-all
-test-all: $(DEV) ## Runs every test that needs no GPU and is the same each time
-	$(BIN)/python -m pytest -m "not fuzz and not gpu" $(ARGS)
+test-all: $(DEV) ## Runs every test that needs neither GPU nor root and is the same each time
+	$(BIN)/python -m pytest -m "not fuzz and not gpu and not namespaces" $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(DEV) ## Hostile messages to every method and endpoint, other ones each time: DFLASH_FUZZ_EXAMPLES=5000 make fuzz
 	$(BIN)/python -m pytest -m fuzz $(ARGS)
+
+.PHONY: test-namespaces
+test-namespaces: $(DEV) ## Runs the tests with nodes in network namespaces, a slow wire between them; needs root on Linux
+	$(BIN)/python -m pytest -m namespaces $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(DEV) ## Runs the tests that need a GPU

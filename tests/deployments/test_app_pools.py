@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Set
+from collections.abc import AsyncIterator, Iterator, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import yaml
 from protos import inference_pb2, inference_pb2_grpc
 from tests.deployments.conftest import free_ports, serve_environment
 from tests.tiny import make_tiny_pair
+from tests.waiting import wait
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -80,14 +80,6 @@ class Pools:
             return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
         except httpx.TransportError:
             return False
-
-
-def _wait(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {WAIT_S} s")
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +154,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
                 {pool: node.node_id for pool, node in nodes.items()},
             )
             application.deploy()
-            _wait(application.is_ready, "the application")
+            wait(application.is_ready, "the application")
             yield application
         finally:
             cluster.shutdown()
@@ -201,7 +193,7 @@ async def _streams(pools: Pools) -> AsyncIterator[asyncio.Event]:
 
 
 def test_replicas_are_on_the_nodes_of_their_pools(pools: Pools) -> None:
-    _wait(lambda: [r.is_running for r in pools.replicas("Target")] == [True] * 2, "two targets")
+    wait(lambda: [r.is_running for r in pools.replicas("Target")] == [True] * 2, "two targets")
     assert {r.node_id for r in pools.replicas("Target")} == {pools.node_ids["targets"]}
     assert {r.node_id for r in pools.replicas("Drafter")} == {pools.node_ids["drafters"]}
     with grpc.insecure_channel(pools.grpc_target) as channel:
@@ -218,7 +210,7 @@ async def _wait_for_two(pools: Pools, deployment: str, before: Set[str] = frozen
         ids = {replica.replica_id for replica in replicas}
         return len(ids) == 2 and all(replica.is_running for replica in replicas) and not before & ids
 
-    await asyncio.to_thread(_wait, are_there, f"two replicas of {deployment}")
+    await asyncio.to_thread(wait, are_there, f"two replicas of {deployment}")
     return {replica.replica_id for replica in await asyncio.to_thread(pools.replicas, deployment)}
 
 
@@ -242,6 +234,6 @@ async def test_a_changed_user_config_starts_replicas_anew_and_drops_nothing(
     async with _streams(pools):
         before = await _wait_for_two(pools, deployment)
         await asyncio.to_thread(pools.deploy, deployment, user_config={setting: 500})
-        await asyncio.to_thread(_wait, lambda: not pools.is_healthy(deployment), f"{deployment} to change")
-        await asyncio.to_thread(_wait, lambda: pools.is_healthy(deployment), f"{deployment} to have changed")
+        await asyncio.to_thread(wait, lambda: not pools.is_healthy(deployment), f"{deployment} to change")
+        await asyncio.to_thread(wait, lambda: pools.is_healthy(deployment), f"{deployment} to have changed")
         assert await _wait_for_two(pools, deployment) == before

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ import pytest
 
 from protos import inference_pb2, inference_pb2_grpc
 from tests.deployments.conftest import ServedApplication
+from tests.waiting import wait
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -32,14 +33,6 @@ def stub(served: ServedApplication) -> Iterator[Any]:
 def _tokens(stub: Any, prompt: str, **fields: Any) -> list[int]:
     request = inference_pb2.GenerateRequest(text=prompt, **{"max_tokens": 40, **fields})
     return list(stub.Complete(request, timeout=120).token_ids)
-
-
-def _wait(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {timeout_s} s")
-        time.sleep(0.1)
 
 
 def _is_idle(served: ServedApplication) -> bool:
@@ -125,7 +118,7 @@ async def test_fifty_http_disconnects_leave_nothing(served: ServedApplication, s
     (before,) = await asyncio.to_thread(served.stats, "Gateway")
     async with httpx.AsyncClient(timeout=60) as client:
         await asyncio.gather(*[start_and_leave(client, number) for number in range(50)])
-    await asyncio.to_thread(_wait, lambda: _is_idle(served), "everything free after 50 disconnects")
+    await asyncio.to_thread(wait, lambda: _is_idle(served), "everything free after 50 disconnects")
     (after,) = await asyncio.to_thread(served.stats, "Gateway")
     assert after["finished_outputs"] == before["finished_outputs"]
 
@@ -141,7 +134,7 @@ async def test_fifty_grpc_cancels_leave_nothing(served: ServedApplication) -> No
             call.cancel()
 
         await asyncio.gather(*[start_and_cancel(number) for number in range(50)])
-        await asyncio.to_thread(_wait, lambda: _is_idle(served), "everything free after 50 cancels")
+        await asyncio.to_thread(wait, lambda: _is_idle(served), "everything free after 50 cancels")
 
 
 def test_gateway_and_router_import_no_torch(served: ServedApplication) -> None:
@@ -161,7 +154,7 @@ def test_a_killed_replica_comes_back(served: ServedApplication, stub: Any, deplo
         except Exception:  # the listing of a pool fails once after a death, and while it is empty
             return False
 
-    _wait(is_replaced, f"a new {deployment}", timeout_s=120)
+    wait(is_replaced, f"a new {deployment}", timeout_s=120)
     served.wait_until_ready()
     answer = None
     deadline = time.monotonic() + 120
@@ -173,7 +166,7 @@ def test_a_killed_replica_comes_back(served: ServedApplication, stub: Any, deplo
                 raise
             time.sleep(0.2)
     assert answer == expected
-    _wait(lambda: _has_a_drafter(served), "speculation again", timeout_s=60)
+    wait(lambda: _has_a_drafter(served), "speculation again", timeout_s=60)
 
 
 def _has_a_drafter(served: ServedApplication) -> bool:

@@ -1,4 +1,4 @@
-"""A step that never ends: Ray Serve's health check finds it and replaces that replica alone."""
+"""A step or an event loop that never goes on: Ray Serve's health check finds it and replaces that replica alone."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from deployments import builder
 from deployments.settings import parse_settings
 from tests.chaos.supervisor import is_running
 from tests.deployments.conftest import ServedApplication, free_ports
-from tests.deployments.hanging import HangingTarget
+from tests.deployments.hanging import HangingRouter, HangingTarget
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NAME = "stuck"
 
 
-def test_a_stuck_step_restarts_that_replica_alone(served: ServedApplication, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [HangingTarget, HangingRouter])
+def test_what_is_stuck_is_replaced_alone(
+    kind: type, served: ServedApplication, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray import serve
 
-    monkeypatch.setattr(builder, "Target", HangingTarget)
+    monkeypatch.setattr(builder, kind.__name__.removeprefix("Hanging"), kind)
     (port,) = free_ports(1)
     settings = {
         "target": str(served.target),
@@ -32,7 +35,8 @@ def test_a_stuck_step_restarts_that_replica_alone(served: ServedApplication, mon
         "data_plane_ports": f"{port}-{port + 200}",
     }
     serve.run(builder.bind(parse_settings(settings)), name=NAME, route_prefix=f"/{NAME}")
-    handle = {name: serve.get_deployment_handle(name, NAME) for name in ("HangingTarget", "Router", "Drafter")}
+    names = {"Target", "Router", "Drafter", kind.__name__} - {kind.__name__.removeprefix("Hanging")}
+    handle = {name: serve.get_deployment_handle(name, NAME) for name in names}
 
     def pids(deployment: str) -> list[int]:
         return [replica["pid"] for replica in handle[deployment].broadcast("stats").results()]
@@ -40,15 +44,17 @@ def test_a_stuck_step_restarts_that_replica_alone(served: ServedApplication, mon
     try:
         body = {"prompt": "def add(", "max_tokens": 40, "temperature": 0}
         expected = _complete(served, body)
-        (stuck,) = pids("HangingTarget")
-        others = [pids("Router"), pids("Drafter")]
-        handle["HangingTarget"].hang.remote().result()
+        (stuck,) = pids(kind.__name__)
+        others = {name: pids(name) for name in names - {kind.__name__}}
+        hanging = handle[kind.__name__].hang.remote()
         began = time.monotonic()
-        assert _complete(served, body) == expected  # waits behind the stuck step, then goes on at the new replica
-        print(f"a stuck step cost {time.monotonic() - began:.1f} s")
+        time.sleep(1.0)  # it has arrived
+        assert _complete(served, body) == expected  # waits for what is stuck, then goes on at the new replica
+        print(f"a stuck {kind.__name__} cost {time.monotonic() - began:.1f} s")
         assert not is_running(stuck)
-        assert [pids("Router"), pids("Drafter")] == others
-        assert pids("HangingTarget") != [stuck]
+        assert {name: pids(name) for name in names - {kind.__name__}} == others
+        assert pids(kind.__name__) != [stuck]
+        del hanging
     finally:
         serve.delete(NAME)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,15 @@ import httpx
 import psutil
 import pytest
 
+from deployments import builder
+from deployments.settings import parse_settings
 from protos import inference_pb2, inference_pb2_grpc
-from tests.deployments.conftest import free_ports
-from tests.tiny import TinyPair, make_tiny_pair
+from tests.deployments.conftest import ServedApplication, free_ports
+from tests.waiting import wait
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
+NAME = "two-ranks"
 PROMPT = "class Stack:\n    def push"
 SAMPLINGS: list[dict[str, Any]] = [
     {"temperature": 0.0},
@@ -30,10 +32,10 @@ SAMPLINGS: list[dict[str, Any]] = [
 
 
 @dataclass(frozen=True)
-class Served:
+class TwoRanks:
     url: str
     grpc_target: str
-    pair: TinyPair
+    target: Path
 
     def targets(self) -> list[dict[str, Any]]:
         from ray import serve
@@ -41,9 +43,7 @@ class Served:
         from ray.serve.exceptions import RayServeException
 
         try:
-            stats: list[dict[str, Any]] = (
-                serve.get_deployment_handle("Target", "two-ranks").broadcast("stats").results()
-            )
+            stats: list[dict[str, Any]] = serve.get_deployment_handle("Target", NAME).broadcast("stats").results()
         except (RayError, RayServeException):  # none runs, or one has just died
             return []
         return stats
@@ -55,47 +55,29 @@ class Served:
             return False
 
 
-def wait(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {timeout_s} s")
-        time.sleep(0.2)
-
-
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    import ray
+def two_ranks(served: ServedApplication) -> Iterator[TwoRanks]:
+    """Beside the application that all tests here share."""
     from ray import serve
 
-    from deployments import app
-
-    http_port, grpc_port, data_port = free_ports(3)
-    pair = make_tiny_pair(tmp_path_factory.mktemp("pair"))
-    ray.init(address="local", num_cpus=4, namespace="serve", include_dashboard=False, log_to_driver=False)
+    (port,) = free_ports(1)
+    settings = {
+        "target": str(served.target),
+        "target.tensor_parallel": 2,
+        "target.collective_timeout_s": 10,
+        "router.failover_timeout_s": 250,
+        "drafter": str(served.drafter),
+        "served_model_name": "tiny",
+        "tree_budget": 8,
+        "data_plane_ports": f"{port}-{port + 200}",
+    }
     try:
-        serve.run(
-            app(
-                {
-                    "target": str(pair.target),
-                    "target.tensor_parallel": 2,
-                    "target.collective_timeout_s": 10,
-                    "router.failover_timeout_s": 250,
-                    "drafter": str(pair.drafter),
-                    "tree_budget": 8,
-                    "http_port": http_port,
-                    "grpc_port": grpc_port,
-                    "data_plane_ports": f"{data_port}-{data_port + 200}",
-                }
-            ),
-            name="two-ranks",
-        )
-        served = Served(f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", pair)
-        wait(served.is_ready, "a target of two ranks")
-        yield served
+        serve.run(builder.bind(parse_settings(settings)), name=NAME, route_prefix=f"/{NAME}")
+        application = TwoRanks(f"{served.url}/{NAME}", served.grpc_target, served.target)
+        wait(application.is_ready, "a target of two ranks")
+        yield application
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        serve.delete(NAME)
 
 
 def tokens_of_one_rank(folder: Path, prompt: str) -> list[list[int]]:
@@ -105,19 +87,20 @@ def tokens_of_one_rank(folder: Path, prompt: str) -> list[list[int]]:
         return [engine.generate(prompt, 40, **options).token_ids for options in SAMPLINGS]
 
 
-def served_tokens(served: Served, prompt: str) -> list[list[int]]:
-    with grpc.insecure_channel(served.grpc_target) as channel:
+def served_tokens(two_ranks: TwoRanks, prompt: str) -> list[list[int]]:
+    with grpc.insecure_channel(two_ranks.grpc_target) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
-        requests = [inference_pb2.GenerateRequest(text=prompt, max_tokens=40, **options) for options in SAMPLINGS]
-        return [list(stub.Complete(request, timeout=300, wait_for_ready=True).token_ids) for request in requests]
+        requests = [inference_pb2.GenerateRequest(text=prompt, max_tokens=40, **sampling) for sampling in SAMPLINGS]
+        options: dict[str, Any] = {"timeout": 300, "wait_for_ready": True, "metadata": [("application", NAME)]}
+        return [list(stub.Complete(request, **options).token_ids) for request in requests]
 
 
-def test_two_ranks_give_the_tokens_of_one(two_ranks: Served) -> None:
-    assert served_tokens(two_ranks, PROMPT) == tokens_of_one_rank(two_ranks.pair.target, PROMPT)
+def test_two_ranks_give_the_tokens_of_one(two_ranks: TwoRanks) -> None:
+    assert served_tokens(two_ranks, PROMPT) == tokens_of_one_rank(two_ranks.target, PROMPT)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGSTOP])
-def test_requests_outlive_a_rank(two_ranks: Served, kind: signal.Signals) -> None:
+def test_requests_outlive_a_rank(two_ranks: TwoRanks, kind: signal.Signals) -> None:
     """One that ends and one that hangs: requests wait for the next target, and nothing is left of the last one."""
     expected = served_tokens(two_ranks, PROMPT)
     (before,) = two_ranks.targets()
