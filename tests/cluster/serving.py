@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -213,6 +213,15 @@ async def check_outputs(client: Client, expected: dict[str, list[int]], timeout_
         assert last.error is None, last.error
         assert client.tokens[sequence_id] == tokens
         assert last.finish_reason in FinishReason
+
+
+async def decode_again(cluster: Cluster, requests: list[GenerationRequest], expected: dict[str, list[int]]) -> None:
+    """The same requests once more, as new sequences: for tests that need something to have happened."""
+    turn = len(cluster.client.tokens)
+    for request in requests:
+        cluster.pool.submit(replace(request, sequence_id=f"{request.sequence_id}-{turn}"), cluster.client)
+    again = {f"{sequence_id}-{turn}": tokens for sequence_id, tokens in expected.items()}
+    await check_outputs(cluster.client, again)
 
 
 async def sleep_a_little(rng: random.Random) -> None:

@@ -36,9 +36,17 @@ def free_ports(number: int) -> list[int]:
 
 def serve_environment() -> dict[str, str]:
     """What Ray Serve reads when it is first imported: several clusters on one machine must not share files or ports."""
-    metrics, stats = free_ports(2)
+    metrics, stats, fallback_http, fallback_grpc = free_ports(4)
     folder = tempfile.mkdtemp(prefix="haproxy-")
+    # Serve's proxies share a port rather than fail: those of two clusters would answer each other's clients.
+    first = metrics % 99 * 100
     return {
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(30_000 + first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(30_099 + first),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(40_000 + first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(40_099 + first),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).parent / "dflash-haproxy"),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

@@ -197,9 +197,14 @@ def test_replicas_are_on_the_nodes_of_their_pools(pools: Pools) -> None:
     assert {r.node_id for r in pools.replicas("Target")} == {pools.node_ids["targets"]}
     assert {r.node_id for r in pools.replicas("Drafter")} == {pools.node_ids["drafters"]}
     with grpc.insecure_channel(pools.grpc_target) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
         request = inference_pb2.GenerateRequest(text=PROMPTS[0], max_tokens=40)
-        answer = inference_pb2_grpc.InferenceStub(channel).Complete(request, timeout=WAIT_S)
-    assert len(answer.token_ids) > answer.statistics.rounds, "drafts came from the other node, and some were accepted"
+
+        def is_drafted() -> bool:
+            answer = stub.Complete(request, timeout=WAIT_S)
+            return len(answer.token_ids) > answer.statistics.rounds
+
+        wait(is_drafted, "drafts from the other node, some of them accepted", timeout_s=30.0)
 
 
 async def _wait_for_two(pools: Pools, deployment: str, before: Set[str] = frozenset()) -> set[str]:

@@ -7,7 +7,9 @@ import time
 import httpx
 import pytest
 
+from cluster.transports.authentication import OPEN
 from deployments import builder
+from deployments.api_keys import ApiKeySource
 from deployments.settings import parse_settings
 from tests.chaos.supervisor import is_running
 from tests.deployments.conftest import ServedApplication, free_ports
@@ -34,7 +36,7 @@ def test_what_is_stuck_is_replaced_alone(
         "router.failover_timeout_s": 120,
         "data_plane_ports": f"{port}-{port + 200}",
     }
-    serve.run(builder.bind(parse_settings(settings)), name=NAME, route_prefix=f"/{NAME}")
+    serve.run(builder.bind(parse_settings(settings), OPEN, ApiKeySource()), name=NAME, route_prefix=f"/{NAME}")
     names = {"Target", "Router", "Drafter", kind.__name__} - {kind.__name__.removeprefix("Hanging")}
     handle = {name: serve.get_deployment_handle(name, NAME) for name in names}
 

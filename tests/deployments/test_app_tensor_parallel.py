@@ -14,7 +14,9 @@ import httpx
 import psutil
 import pytest
 
+from cluster.transports.authentication import OPEN
 from deployments import builder
+from deployments.api_keys import ApiKeySource
 from deployments.settings import parse_settings
 from protos import inference_pb2, inference_pb2_grpc
 from tests.deployments.conftest import ServedApplication, free_ports
@@ -72,7 +74,7 @@ def two_ranks(served: ServedApplication) -> Iterator[TwoRanks]:
         "data_plane_ports": f"{port}-{port + 200}",
     }
     try:
-        serve.run(builder.bind(parse_settings(settings)), name=NAME, route_prefix=f"/{NAME}")
+        serve.run(builder.bind(parse_settings(settings), OPEN, ApiKeySource()), name=NAME, route_prefix=f"/{NAME}")
         application = TwoRanks(f"{served.url}/{NAME}", served.grpc_target, served.target)
         wait(application.is_ready, "a target of two ranks")
         yield application

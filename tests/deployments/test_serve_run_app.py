@@ -26,6 +26,7 @@ from dflash_core.models.checkpoints import resolve_checkpoint
 from protos import inference_pb2, inference_pb2_grpc
 from tests.deployments.conftest import free_ports, serve_environment
 from tests.tiny import make_tiny_pair
+from tests.waiting import wait
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -181,9 +182,14 @@ def test_the_embedded_pair_with_the_config_file(tmp_path: Path) -> None:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             (model,) = client.models.list()
             options = {"model": model.id, "prompt": prompt, "max_tokens": 48, "temperature": 0}
-            answer = client.completions.create(**options)
-            assert answer.choices[0].text == expected
-            assert answer.model_extra["dflash"]["mean_acceptance_length"] > 2
+
+            def is_drafted() -> bool:
+                """The application is ready before its drafter is."""
+                answer = client.completions.create(**options)
+                assert answer.choices[0].text == expected
+                return bool(answer.model_extra["dflash"]["mean_acceptance_length"] > 2)
+
+            wait(is_drafted, "drafts", timeout_s=60.0)
             assert (
                 "".join(chunk.choices[0].text for chunk in client.completions.create(**options, stream=True))
                 == expected

@@ -44,5 +44,5 @@ async def test_a_soak_of_seconds(tmp_path: Path) -> None:
         soak = Soak(cluster, workload, seed=1)
         await soak.run(seconds=10.0, num_streams=8, sample_s=1.0, kill_s=2.0)
     assert soak.counts["checked"] > 0
-    assert len({sample.process for sample in soak.samples}) >= 7
+    assert any(name.startswith("killed") for name in soak.counts)
     assert all(soak.figures_of(process, "uss_mib")[1] for process in soak.long_lived)
