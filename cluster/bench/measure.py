@@ -3,8 +3,9 @@
 A group is twice as many prompts as a cell has requests at a time, so that they begin and end at different times, as
 under lasting load.
 
-So whatever else the machine does for a while hits all arms alike, and times compare pair by pair. The arm that goes
-first rotates from group to group.
+So whatever else the machine does for a while hits all arms alike, and times compare pair by pair. Every other group is
+decoded in the reverse order, so that a machine that grows slower (or faster) favours nobody; from pair to pair of
+groups the arm that goes first rotates.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ def groups_of(prompts: Sequence[GroupPrompt], size: int) -> list[list[GroupPromp
     return [cycled[start : start + size] for start in range(0, num_groups * size, size)]
 
 
-def rotated(arms: tuple[Arm, ...], by: int) -> tuple[Arm, ...]:
-    by %= len(arms)
-    return arms[by:] + arms[:by]
+def order(arms: tuple[Arm, ...], turn: int) -> tuple[Arm, ...]:
+    """Who goes first, second, … in the `turn`-th group of a cell."""
+    by = turn // 2 % len(arms)
+    rotated = arms[by:] + arms[:by]
+    return rotated[::-1] if turn % 2 else rotated
 
 
 async def run(
@@ -67,12 +70,13 @@ async def run(
     begin, is_first = time.monotonic(), True
     for repeat in range(plan.repeats):
         for cell, arms in plan.arms.items():
-            for group, prompts in enumerate(plan.groups(cell)):
+            groups = plan.groups(cell)
+            for group, prompts in enumerate(groups):
                 if time_limit_s is not None and not is_first and time.monotonic() - begin >= time_limit_s:
                     return
                 is_first = False
                 drawn = timeline if group == 0 and repeat == plan.repeats - 1 else None
-                for arm in rotated(arms, group + repeat):
+                for arm in order(arms, repeat * len(groups) + group):
                     begin_s = now()
                     decoded = await decoders[arm].decode(prompts, cell, drawn)
                     if drawn is not None:

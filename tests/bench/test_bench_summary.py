@@ -197,7 +197,7 @@ async def test_every_arm_decodes_a_group_before_the_next_group_comes() -> None:
     plan = RunPlan(prompts, {Cell(0.0, 2): arms}, repeats=2)
     samples = [sample async for sample in run(plan, {arm: _Recorder(arm.name, calls) for arm in arms})]
     assert len(samples) == plan.num_samples == 8
-    # The first arm rotates; both decode a group next to each other.
+    # Forwards, backwards; then another arm is first. Both decode a group next to each other.
     assert calls == [
         ("plain", 0), ("tree 8", 0), ("tree 8", 4), ("plain", 4),
         ("tree 8", 0), ("plain", 0), ("plain", 4), ("tree 8", 4),
@@ -226,5 +226,5 @@ async def test_the_timeline_gets_the_first_group_of_the_last_repeat() -> None:
     async for _ in run(plan, {arm: _Recorder(arm.name, []) for arm in (PLAIN, TREE)}, None, timeline):
         pass
     spans = [event for event in timeline.as_chrome_trace()["traceEvents"] if event["ph"] == "X"]
-    assert [span["name"] for span in spans] == ["tree 8", "plain"]
+    assert [span["name"] for span in spans] == ["plain", "tree 8"]
     assert spans[0]["args"] == {"temperature": 0.0, "concurrency": 1}
