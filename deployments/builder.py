@@ -43,9 +43,10 @@ logger = logging.getLogger("ray.serve")
 def app(arguments: dict[str, Any]) -> Application:
     """Builds the application. Raises `SettingsError`: one line, and exit code 1 on the command line."""
     settings = parse_settings(arguments)
-    check_security(settings.security)
     options = _command_line_options()
-    check_models(settings, must_be_here=options is not None and options.get("address") is None)
+    must_be_here = options is not None and options.get("address") is None
+    check_security(settings.security, must_be_here)
+    check_models(settings, must_be_here)
     start_serve(settings, options or {})
     for warning in warnings_of(settings):
         logger.warning(warning)

@@ -45,8 +45,14 @@ def data_plane_security(settings: SecuritySettings) -> DataPlaneSecurity:
     return DataPlaneSecurity(_given_secret(settings) or _cluster_s_own_secret(), _tls(settings))
 
 
-def check_security(settings: SecuritySettings) -> None:
-    """What can be said before Ray runs. Raises `SettingsError`."""
+def check_security(settings: SecuritySettings, must_be_here: bool = False) -> None:
+    """What can be said before Ray runs. With `must_be_here` a file that does not exist is an error, too: all replicas
+    are to run on this machine. Raises `SettingsError`."""
+    if must_be_here:
+        for name in ("api_key_file", "tls_cert_file", "tls_key_file", "tls_ca_file"):
+            path = getattr(settings, name)
+            if path is not None and not path.is_file():
+                raise SettingsError(f"security.{name}: there is no file {path}", param=f"security.{name}")
     api_key_source(settings)
     _given_secret(settings)
 

@@ -149,6 +149,18 @@ def test_a_weak_secret_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         check_security(SecuritySettings(cluster_secret_file=path))
 
 
+@pytest.mark.parametrize("name", ["api_key_file", "tls_ca_file"])
+def test_files_that_are_not_here_matter_where_all_replicas_are(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "there"
+    file.write_text(TEXT)
+    files = {"api_key_file": file, "tls_cert_file": file, "tls_key_file": file, "tls_ca_file": file}
+    check_security(SecuritySettings(**files), must_be_here=True)
+    elsewhere = SecuritySettings(**files | {name: tmp_path / "elsewhere"})
+    check_security(elsewhere)
+    with pytest.raises(SettingsError, match=f"security.{name}: there is no file .*elsewhere"):
+        check_security(elsewhere, must_be_here=True)
+
+
 def test_some_of_the_tls_files_are_not_enough() -> None:
     with pytest.raises(SettingsError, match="missing: tls_key_file, tls_ca_file"):
         parse_settings({"security.tls_cert_file": "/tls/cert.pem"})
