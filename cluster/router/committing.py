@@ -11,7 +11,7 @@ from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.timings import RoundTimings
-from dflash_core.contracts import Outcome, OutcomeStatus, Prefill, RoundResult
+from dflash_core.contracts import Outcome, OutcomeStatus, Prefill, RoundResult, SequenceKey
 from dflash_core.errors import DFlashError, InvalidRequest, ProtocolError
 
 
@@ -65,13 +65,19 @@ def check_result(link: TargetLink, plan: RoundPlan, result: RoundResult) -> None
         raise ProtocolError(
             f"round {result.round_id}: {sorted(out_of_blocks)} are out of blocks, {sorted(result.preempted)} preempted"
         )
-    if (
-        got
-        and len(out_of_blocks) == len(got)
-        and not any(sequence.cached_len > 0 and sequence.key not in out_of_blocks for sequence in link.sequences)
-    ):
+    if got and len(out_of_blocks) == len(got) and not _others_hold_blocks(link, plan, out_of_blocks):
         # Nobody else holds blocks. Were the oldest on the target preempted, everybody might be, round after round.
         raise ProtocolError(f"round {result.round_id}: all of {got} are out of blocks, nobody can go on")
+
+
+def _others_hold_blocks(link: TargetLink, plan: RoundPlan, out_of_blocks: set[SequenceKey]) -> bool:
+    """Or may, where another micro-batch has a round in flight or has ended one since this one was sent: first chunks
+    may be on the target though no answer has told, and what has ended is released with the next round."""
+    micro_batches = {sequence.micro_batch for sequence in plan.sequences}
+    return bool(link.releases) or any(
+        sequence.key not in out_of_blocks and (sequence.cached_len > 0 or sequence.micro_batch not in micro_batches)
+        for sequence in link.sequences
+    )
 
 
 def commit_round(

@@ -84,7 +84,7 @@ class MicroBatch:
 
     async def run(self) -> None:
         """Ends when the target is lost, or by cancellation."""
-        unlearned: tuple[PlannedTrees, list[Outcome | None]] | None = None
+        unlearned: tuple[PlannedTrees, list[Outcome | None], float] | None = None
         ended_at: float | None = None  # of the round before; None after idling
         try:
             while not self._link.is_lost:
@@ -95,6 +95,7 @@ class MicroBatch:
                     ended_at = None
                     continue
                 num_blocks = self._draft_stage.ask(self._rounds.sequences_of(self._index))
+                promised_tokens = self._speculation.promised_tokens
                 # While the drafters are at it.
                 if unlearned is not None:
                     self._learn(*unlearned)
@@ -110,7 +111,7 @@ class MicroBatch:
                 outcomes = await self._verify_and_commit(plan)
                 ended_at = None
                 if outcomes is not None:
-                    unlearned, ended_at = (plan.planned, outcomes), now()
+                    unlearned, ended_at = (plan.planned, outcomes, promised_tokens), now()
         finally:
             self._draft_stage.close()
 
@@ -153,20 +154,22 @@ class MicroBatch:
             return teaching
         return None
 
-    def _learn(self, planned: PlannedTrees, outcomes: list[Outcome | None]) -> None:
+    def _learn(self, planned: PlannedTrees, outcomes: list[Outcome | None], promised_tokens: float) -> None:
         """From what the target wrote after each root that had a draft."""
         if planned.batch is None:
             return
         with self._timings.stage(LEARN):
-            expected_tokens, drafted_tokens = 0.0, 0
+            expected_tokens, drafted_tokens, brought_tokens = 0.0, 0, 0.0
             expected_of_trees = planned.batch.expected_tokens.tolist()
             for entry in planned.drafted:
                 outcome, expected = outcomes[entry.place], expected_of_trees[entry.place]
                 if outcome is not None:
                     num_accepted = len(outcome.token_ids)
-                    self._speculation.observe_draft(entry.sequence, expected, num_accepted)
+                    brought_tokens += self._speculation.observe_draft(entry.sequence, expected, num_accepted)
                     expected_tokens += expected
                     drafted_tokens += num_accepted + 1
+            if promised_tokens > 0.0:
+                self._speculation.observe_promise(promised_tokens, brought_tokens)
             self._timings.expected_tokens += expected_tokens
             self._timings.drafted_tokens += drafted_tokens
             self._planner.learn(planned, outcomes)

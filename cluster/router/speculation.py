@@ -30,6 +30,7 @@ Doubles = npt.NDArray[np.float64]
 
 _STEP = 0.15  # of moving averages
 _MEAN_STEP = 0.02
+_PROMISE_STEP, _LEAST_KEPT, _MOST_KEPT = 0.05, 0.4, 1.2
 _FIRST_LEVEL = 2.0  # tokens per round that a draft with 32 nodes is thought to bring before any was seen
 _TRIAL_SHARE = 0.015  # of the time, for drafts that are not thought to pay
 _PLAIN_TRIAL_SHARE, _ROUNDS_BETWEEN = 0.005, 16  # of the time, for rounds without drafts where these pay
@@ -61,6 +62,9 @@ class Speculation:
         self._plain_trial_s = 0.0
         self._num_drafted_rounds = 0  # since one without drafts
         self._row_s = 0.0  # of the target's time, what a further row costs
+        self.promised_tokens = 0.0  # by the drafts chosen last, as their levels say; 0 where nothing is to be learned
+        # What drafts were to bring in a round, and what they brought, with one micro-batch and with two.
+        self._promised, self._brought = [0.0, 0.0], [0.0, 0.0]
         self.is_paying = True  # drafts, for some sequence at least, as far as known
 
     def as_dict(self) -> dict[str, Any]:
@@ -119,6 +123,7 @@ class Speculation:
         Args:
             ready: of the running ones, who could be drafted for. running: all of the micro-batch.
         """
+        self.promised_tokens = 0.0
         wanting = [sequence for sequence in ready if self._planner.most_nodes(sequence) > 0]
         if not running:
             return wanting
@@ -141,6 +146,8 @@ class Speculation:
         elif self.times.num_micro_batches == 1 and self._tries_plain(found, best):
             return []
         num_chosen = int(found.num_drafts[best])
+        gained = float(found.tokens[best] - found.tokens[0])
+        self.promised_tokens = gained / self._kept_tokens(self.times.num_micro_batches)
         others = wanting[num_chosen:]
         tried = [sequence for sequence in others if sequence.is_on_trial] or self._trials(others, found, best)
         for sequence in wanting:
@@ -191,11 +198,22 @@ class Speculation:
         most_rows = max(num_roots, min(info.max_rows, info.max_tree_rows))
         verify_s = self.times.verify_s(most_rows, fixed, context, num_micro_batches, belief)
         self._row_s = float(verify_s[-1] - verify_s[num_roots]) / max(1, len(verify_s) - num_roots)
+        levels = levels * self._kept_tokens(num_micro_batches) ** belief
         num_drafts = num_drafts_to_try(len(levels))
         between_s = np.array([self.times.between_s(count, num_micro_batches) for count in num_drafts.tolist()])
         found = prospects(num_drafts, levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
         kept = self.times.kept(num_micro_batches) ** belief
         return found._replace(seconds=found.seconds / np.where(num_drafts == 0, kept[0], kept[1]))
+
+    def _kept_tokens(self, num_micro_batches: int) -> float:
+        """Of the tokens that levels promise, the part that comes.
+
+        Levels tell who gains more than whom; less well how much all do, since they are carried over from other numbers
+        of nodes, and since whoever picks the best of noisy ones is disappointed. A λ that is too high for that reason
+        takes too few nodes.
+        """
+        promised, brought = self._promised[num_micro_batches - 1], self._brought[num_micro_batches - 1]
+        return min(max(brought / promised, _LEAST_KEPT), _MOST_KEPT) if promised > 0.0 else 1.0
 
     def _best_rate(self, found: Prospects) -> float:
         """With a fixed budget everybody is drafted for."""
@@ -229,8 +247,17 @@ class Speculation:
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
             self._shape = float(shape_at(np.array(self._nodes_per_draft)))
 
-    def observe_draft(self, sequence: Sequence, expected_tokens: float, num_accepted: int) -> None:
-        """What came of one sequence's draft: the mean of what was expected, which is less noisy, and what came."""
+    def observe_promise(self, promised_tokens: float, brought_tokens: float) -> None:
+        """What the drafts of a round were to bring (`promised_tokens` when they were chosen), and what they brought."""
+        index = self.times.num_micro_batches - 1
+        for kept, seen in ((self._promised, promised_tokens), (self._brought, brought_tokens)):
+            kept[index] += (_PROMISE_STEP if kept[index] else 1.0) * (seen - kept[index])
+
+    def observe_draft(self, sequence: Sequence, expected_tokens: float, num_accepted: int) -> float:
+        """What came of one sequence's draft: the mean of what was expected, which is less noisy, and what came.
+
+        Returns it, weighted.
+        """
         gain = 0.5 * (expected_tokens - 1.0 + num_accepted)
         level = gain / self._shape
         self._num_gains += 1
@@ -239,3 +266,4 @@ class Speculation:
         before = self._mean_level if sequence.gain_level is None else sequence.gain_level
         sequence.num_gains += 1
         sequence.gain_level = before + max(_STEP, 1.0 / (sequence.num_gains + 1)) * (level - before)
+        return sequence.weight * gain
