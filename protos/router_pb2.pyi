@@ -676,6 +676,7 @@ class Refill(_message.Message):
     DRAFTER_ADDRESS_FIELD_NUMBER: _builtins.int
     from_position: _builtins.int
     drafter_address: _builtins.str
+    """empty: features are sent to nobody, until another refill"""
     @_builtins.property
     def key(self) -> _common_pb2.SequenceKey: ...
     def __init__(
