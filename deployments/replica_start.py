@@ -1,8 +1,7 @@
-"""Loading a model in a replica, and what is left when it goes: logs, failures, memory."""
+"""Loading a model in a replica: what is logged meanwhile, and how a failure is said."""
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,23 +20,16 @@ def start_model(kind: str, load: Callable[[], _Runner]) -> _Runner:
     `serve run`. An error that has a name is logged in one line before it is raised: Ray Serve then prints its
     traceback, tries again twice and reports that the deployment failed.
     """
+    # Here, since it brings torch: the builder imports this module too.
+    from dflash_core.runners.devices import release_memory
+
     _log_like_serve()
-    _release_memory()
+    release_memory()
     try:
         return load()
     except DFlashError as error:
         logger.error("%s cannot start: %s", kind, error.message)
         raise
-
-
-def _release_memory() -> None:
-    """A runner's caches take their size from what is free on the device."""
-    import torch
-
-    gc.unfreeze()  # Ray Serve freezes all that a replica holds when it is ready, its runner too
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def _log_like_serve() -> None:
