@@ -20,6 +20,7 @@ from tests.conftest import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)  # before anything imports torch or numba
 
+from cluster.bench.machine import describe_machine
 from tests.chaos.runs import VICTIMS, ChaosReport, chaos_cluster, make_kills, run_chaos
 from tests.chaos.workload import Workload, make_workload
 from tests.tiny import TinyPair, make_tiny_pair
@@ -33,13 +34,14 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32, help="open at any time")
     parser.add_argument("--json", type=Path, default=Path("build/chaos.json"))
     arguments = parser.parse_args()
+    machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         reports = asyncio.run(_run_all(Path(folder), arguments))
     summary = summarise(reports)
     print(_table(summary))
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     runs = [dataclasses.asdict(report) for report in reports]
-    arguments.json.write_text(json.dumps({"summary": summary, "runs": runs}, indent=1) + "\n")
+    arguments.json.write_text(json.dumps({"machine": machine, "summary": summary, "runs": runs}, indent=1) + "\n")
     print(f"\nwritten to {arguments.json}")
 
 

@@ -22,6 +22,7 @@ from tests.conftest import ENVIRONMENT
 # otherwise: about 100 MiB that fill so slowly that a short soak would take them for a leak.
 os.environ.update(ENVIRONMENT | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"})
 
+from cluster.bench.machine import describe_machine
 from tests.chaos.runs import chaos_cluster
 from tests.chaos.workload import make_workload
 from tests.soak.levels import RULES
@@ -40,10 +41,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/soak"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         soak = asyncio.run(_run(Path(folder), arguments))
-    summary = summarise(soak)
-    summary["minutes"] = arguments.minutes
+    summary = {"machine": machine, "minutes": arguments.minutes, **summarise(soak)}
     _write_csv(soak, arguments.out / "soak.csv")
     (arguments.out / "soak.json").write_text(json.dumps(summary, indent=1) + "\n")
     plot(soak, arguments.out / "soak.png")
