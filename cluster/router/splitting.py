@@ -24,8 +24,7 @@ class SplitChooser:
         self._speculation = speculation
         self._most = most
         self._num_rounds = 0
-        self._belief = 1.0  # in what was seen of two halves, 0 … 1
-        self._has_seen_halves = False
+        self._belief = 0.0  # in what was seen of two halves, 0 … 1
 
     def choose(self, link: TargetLink) -> int:
         """1 or 2, called between any two rounds."""
@@ -37,7 +36,5 @@ class SplitChooser:
         self._num_rounds += 1
         if self._num_rounds % _EVERY_ROUNDS:
             return speculation.times.num_micro_batches
-        self._has_seen_halves |= is_split
-        is_known = self._has_seen_halves and self._belief > _OF_LATE
-        least = 1.0 if is_split else _ADVANTAGE if is_known else _WORTH_A_TRIAL
+        least = 1.0 if is_split else _ADVANTAGE if self._belief > _OF_LATE else _WORTH_A_TRIAL
         return 2 if speculation.advantage_of_halves(self._belief) > least else 1

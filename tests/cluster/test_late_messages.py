@@ -109,9 +109,13 @@ async def test_what_is_said_again_changes_no_token(
         await cluster.lose(cluster.targets[0])
         cluster.add_target()
         await check_outputs(cluster.client, expected)
-        while not {kind.__name__ for kind in (*_LATE, *_TWICE)} <= set(repeater.counts):
+        kinds = {kind.__name__ for kind in (*_LATE, *_TWICE)}
+        for _ in range(20):
+            if set(repeater.counts) >= kinds:
+                break
             await decode_again(cluster, requests, expected)
         await cluster.check_nothing_left()
+    assert set(repeater.counts) >= kinds, dict(repeater.counts)
 
 
 async def test_tokens_of_a_router_that_was_left_are_dropped(pair: TinyPair) -> None:

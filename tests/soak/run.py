@@ -91,14 +91,18 @@ class Soak:
 
     async def _sample(self, at_s: float) -> None:
         self.samples.append(Sample(at_s, GATEWAY, self._own_figures()))
-        for member in [member for member in self.cluster.supervisor.members if member.is_here]:
-            try:
-                memory, state = await member.ask("memory"), await member.ask("state")
-            except MemberEnded:
-                continue
-            figures = {"uss_mib": memory["uss"] / _MIB, "fds": memory["fds"], "tasks": memory["tasks"]}
-            figures |= {name: value for name, value in state.items() if isinstance(value, int)}
-            self.samples.append(Sample(at_s, member.name, figures))
+        # All at once: one that is asked after the others have answered may have been killed meanwhile.
+        members = [member for member in self.cluster.supervisor.members if member.is_here]
+        await asyncio.gather(*(self._sample_member(at_s, member) for member in members))
+
+    async def _sample_member(self, at_s: float, member: Member) -> None:
+        try:
+            memory, state = await member.ask("memory"), await member.ask("state")
+        except MemberEnded:
+            return
+        figures = {"uss_mib": memory["uss"] / _MIB, "fds": memory["fds"], "tasks": memory["tasks"]}
+        figures |= {name: value for name, value in state.items() if isinstance(value, int)}
+        self.samples.append(Sample(at_s, member.name, figures))
 
     def _own_figures(self) -> dict[str, Any]:
         gc.collect()

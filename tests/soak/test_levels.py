@@ -45,4 +45,5 @@ async def test_a_soak_of_seconds(tmp_path: Path) -> None:
         await soak.run(seconds=10.0, num_streams=8, sample_s=1.0, kill_s=2.0)
     assert soak.counts["checked"] > 0
     assert any(name.startswith("killed") for name in soak.counts)
+    assert len({sample.process for sample in soak.samples}) >= 7
     assert all(soak.figures_of(process, "uss_mib")[1] for process in soak.long_lived)
