@@ -37,9 +37,7 @@ class Dialer:
         """A peer that is no longer listed keeps its session while that lasts, and is not dialled again."""
         self._listed = frozenset(addresses)
         for address in self._listed - self._tasks.keys():
-            task = asyncio.create_task(self._keep(address), name=f"{self._what} {address}")
-            self._tasks[address] = task
-            task.add_done_callback(lambda _, address=address: self._tasks.pop(address, None))  # type: ignore[misc]
+            self._tasks[address] = asyncio.create_task(self._keep(address), name=f"{self._what} {address}")
 
     def worked(self, address: str) -> None:
         self._failures.pop(address, None)
@@ -63,4 +61,6 @@ class Dialer:
                 logger.exception("%s %s", self._what, address)
             failures = self._failures[address] = self._failures.get(address, 0) + 1
             await asyncio.sleep(pause_s(failures))
+        # At once, and not when the task is done: listed again in between, the address would be taken for one in use.
+        del self._tasks[address]
         self._failures.pop(address, None)

@@ -1,4 +1,5 @@
-"""One pair, one workload and one cluster of processes for all tests: starting them takes longer than most of these."""
+"""One pair and one workload for all tests, and one cluster of processes for those of a file: starting it takes longer
+than most of these. It ends with them, since its load and its short keepalive in this process are not for others."""
 
 from __future__ import annotations
 
@@ -27,12 +28,12 @@ def workload(pair: TinyPair) -> Workload:
     return asyncio.run(make_workload(pair))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def links() -> ProxiedLinks:
     return ProxiedLinks()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def cluster(
     pair: TinyPair, workload: Workload, links: ProxiedLinks, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ChaosCluster]:
@@ -42,7 +43,7 @@ async def cluster(
         yield cluster
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def small_cluster(
     pair: TinyPair, workload: Workload, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ChaosCluster]:

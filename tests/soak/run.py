@@ -49,12 +49,11 @@ class Soak:
         async with asyncio.TaskGroup() as group:
             for slot in range(num_streams):
                 group.create_task(self._client(random.Random(f"{self.seed}-{slot}"), over))
-            killer = group.create_task(self._kill_now_and_then(random.Random(self.seed), kill_s))
+            group.create_task(self._kill_now_and_then(random.Random(self.seed), kill_s, over))
             while (at_s := time.monotonic() - began) < seconds:
                 await self._sample(at_s)
                 await asyncio.sleep(sample_s)
             over.set()
-            killer.cancel()
         for role in supervisor.counts:
             await self.cluster.replace_all(role)
         await self.cluster.wait_until_whole()
@@ -78,11 +77,13 @@ class Soak:
                 self.counts["differences within the error of fp32"] += verdict.num_explained
             del recorder.streams[stream.request.sequence_id]
 
-    async def _kill_now_and_then(self, rng: random.Random, kill_s: float) -> None:
-        """Never a protected one; each is replaced before the next goes."""
+    async def _kill_now_and_then(self, rng: random.Random, kill_s: float, over: asyncio.Event) -> None:
+        """Never a protected one; each is replaced before the next goes, and the last before the end."""
         supervisor = self.cluster.supervisor
         while True:
-            await asyncio.sleep(rng.uniform(0.5, 1.5) * kill_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), rng.uniform(0.5, 1.5) * kill_s)
+                return
             role = rng.choice(VICTIMS)
             victim = next(member for member in supervisor.of(role) if member not in self.protected)
             await supervisor.kill(victim)
