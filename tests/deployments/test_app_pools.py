@@ -1,5 +1,5 @@
-"""Pools apart: drafters and targets on nodes of their own, found by label and resource; an automatic pool that grows
-with the load; and rolling updates of each pool, as `serve deploy` does them, under streams that notice nothing."""
+"""Pools apart: drafters and targets on nodes of their own, found by label and resource; rolling updates of each pool, as
+`serve deploy` does them, and pools that grow and shrink with the load: all under streams that notice nothing."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ class Pools:
         self.grpc_target = f"127.0.0.1:{config['grpc_options']['port']}"
         self.url = f"http://127.0.0.1:{config['http_options']['port']}"
 
+    def set_pool(self, pool: str, **settings: Any) -> None:
+        """What the pool's section of `args` says from the next `deploy` on, beside its model and where it runs."""
+        (application,) = self._config["applications"]
+        section = application["args"].get(pool, {})
+        kept = {name: section[name] for name in ("model", "labels", "resources") if name in section}
+        application["args"][pool] = kept | settings
+
     def deploy(self, deployment: str | None = None, **changes: Any) -> None:
         """`changes` of one deployment: `num_cpus`, another option of its replicas than before, so that each must be
         replaced; `user_config`, with which each starts anew."""
@@ -60,7 +67,8 @@ class Pools:
             (entries[deployment] if name == "user_config" else entries[deployment]["ray_actor_options"])[name] = value
         self._config_file.write_text(yaml.safe_dump(self._config))
         command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "-a", self._dashboard, str(self._config_file)]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
 
     def replicas(self, deployment: str) -> list[Replica]:
         listed = self._listed(deployment)
@@ -74,6 +82,13 @@ class Pools:
         answer = httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=30).raise_for_status().json()
         listed: dict[str, Any] = answer["applications"]["default"]["deployments"].get(deployment, {})
         return listed
+
+    def has_dashboard(self) -> bool:
+        """`serve deploy` needs it, and does not wait for it."""
+        try:
+            return httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=30).status_code == 200
+        except httpx.TransportError:
+            return False
 
     def is_ready(self) -> bool:
         try:
@@ -114,7 +129,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
                         "resources": {"drafter_pool": 1},
                     },
                     "router": {"num_replicas": 2},
-                    "gateway": {"num_replicas": 2},
+                    "gateway": {"num_replicas": 2, "resources": {"gateway_pool": 1}, "drain_timeout_s": 120},
                     "served_model_name": "tiny",
                     "tree_budget": 16,
                     "data_plane_ports": f"{data_port}-{data_port + 200}",
@@ -126,7 +141,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
                     },
                     {"name": "Drafter", "ray_actor_options": {"num_cpus": 0.3, "resources": {"drafter_pool": 1}}},
                     {"name": "Router", "ray_actor_options": {"num_cpus": 0.1}},
-                    {"name": "Gateway", "ray_actor_options": {"num_cpus": 0.1}},
+                    {"name": "Gateway", "ray_actor_options": {"num_cpus": 0.1, "resources": {"gateway_pool": 1}}},
                 ],
             }
         ],
@@ -135,12 +150,20 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
         variables = serve_environment() | {
             "PYTHONPATH": str(ROOT),
             "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+            # HAProxy must have left a gateway before its gRPC server stops, which cancels streams that begin meanwhile.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         }
         for name, value in variables.items():
             patch.setenv(name, value)
         cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 2, "include_dashboard": True, "dashboard_port": dashboard_port},
+            head_node_args={
+                "num_cpus": 2,
+                # Ray Serve gives ports of a node to gateways: on two of these nodes they would be the same.
+                "resources": {"gateway_pool": 4},
+                "include_dashboard": True,
+                "dashboard_port": dashboard_port,
+            },
         )
         try:
             nodes = {
@@ -153,6 +176,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
                 f"http://127.0.0.1:{dashboard_port}",
                 {pool: node.node_id for pool, node in nodes.items()},
             )
+            wait(application.has_dashboard, "the dashboard")
             application.deploy()
             wait(application.is_ready, "the application")
             yield application
@@ -171,7 +195,7 @@ async def _generate(stub: Any, number: int) -> list[int]:
 
 
 @asynccontextmanager
-async def _streams(pools: Pools) -> AsyncIterator[asyncio.Event]:
+async def _streams(pools: Pools, count: int = NUM_STREAMS) -> AsyncIterator[asyncio.Event]:
     """As many streams at any time, each again and again, until the body ends: always the tokens of the first time."""
     has_ended = asyncio.Event()
 
@@ -181,7 +205,7 @@ async def _streams(pools: Pools) -> AsyncIterator[asyncio.Event]:
 
     async with grpc.aio.insecure_channel(pools.grpc_target) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
-        expected = [await _generate(stub, number) for number in range(NUM_STREAMS)]
+        expected = [await _generate(stub, number) for number in range(count)]
         assert all(expected)
         async with asyncio.TaskGroup() as group:
             for number, token_ids in enumerate(expected):
@@ -242,3 +266,27 @@ async def test_a_changed_user_config_starts_replicas_anew_and_drops_nothing(
         await asyncio.to_thread(wait, lambda: not pools.is_healthy(deployment), f"{deployment} to change")
         await asyncio.to_thread(wait, lambda: pools.is_healthy(deployment), f"{deployment} to have changed")
         assert await _wait_for_two(pools, deployment) == before
+
+
+async def test_every_pool_follows_the_load(pools: Pools) -> None:
+    """From one replica to two and back, while a stream goes on before, meanwhile and after."""
+    automatic = {"max_replicas": 2, "scale_up_after_s": 0, "scale_down_after_s": 2}
+    pools.set_pool("target", **automatic, sequences_per_replica=NUM_STREAMS / 2)
+    pools.set_pool("drafter", **automatic, sequences_per_replica=NUM_STREAMS / 2)
+    pools.set_pool("router", **automatic, rounds_per_replica=1)
+    await asyncio.to_thread(pools.deploy)
+
+    async def wait_for(count: int) -> None:
+        for deployment in ("Target", "Drafter", "Router"):
+
+            def are_there(deployment: str = deployment) -> bool:
+                return [replica.is_running for replica in pools.replicas(deployment)] == [True] * count
+
+            await asyncio.to_thread(wait, are_there, f"{count} of {deployment}")
+
+    await wait_for(1)
+    await asyncio.to_thread(wait, pools.is_ready, "the application")
+    async with _streams(pools, 1):
+        async with _streams(pools):
+            await wait_for(2)
+        await wait_for(1)
