@@ -13,9 +13,7 @@ MOST_STEPS = 12  # from a session's end to that of its task, with room
 
 
 @pytest.mark.parametrize("num_steps", range(MOST_STEPS))
-async def test_a_peer_listed_again_is_dialled_whenever_that_is(
-    monkeypatch: pytest.MonkeyPatch, num_steps: int
-) -> None:
+async def test_a_peer_listed_again_is_dialled_whenever_that_is(monkeypatch: pytest.MonkeyPatch, num_steps: int) -> None:
     monkeypatch.setattr(module, "pause_s", lambda num_failures: 0.0)
     num_running, ends = 0, asyncio.Event()
 

@@ -1,100 +1,27 @@
-"""Pools apart: drafters and targets on nodes of their own, found by label and resource; rolling updates of each pool, as
+"""Pools apart: drafters and targets on nodes of their own, found by label and resource; rolling updates of each pool as
 `serve deploy` does them, and pools that grow and shrink with the load: all under streams that notice nothing."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Set
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
-import yaml
 
 from protos import inference_pb2, inference_pb2_grpc
 from tests.deployments.conftest import free_ports, serve_environment
+from tests.deployments.pools import ROOT, Pools
 from tests.tiny import make_tiny_pair
 from tests.waiting import wait
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["def add(left, right):\n", "class Stack:\n    def push", "return self.items.pop()", "x"]
 NUM_STREAMS = 6
 WAIT_S = 300.0
-
-
-@dataclass(frozen=True)
-class Replica:
-    """One that Ray Serve lists, in whatever state."""
-
-    replica_id: str
-    node_id: str | None  # None: Ray has not placed it yet
-    is_running: bool
-
-
-class Pools:
-    """A cluster of three nodes, and the application deployed onto it by `serve deploy`."""
-
-    def __init__(self, config_file: Path, config: dict[str, Any], dashboard: str, node_ids: dict[str, str]) -> None:
-        self._config_file = config_file
-        self._config = config
-        self._dashboard = dashboard
-        self.node_ids = node_ids  # by pool
-        self.grpc_target = f"127.0.0.1:{config['grpc_options']['port']}"
-        self.url = f"http://127.0.0.1:{config['http_options']['port']}"
-
-    def set_pool(self, pool: str, **settings: Any) -> None:
-        """What the pool's section of `args` says from the next `deploy` on, beside its model and where it runs."""
-        (application,) = self._config["applications"]
-        section = application["args"].get(pool, {})
-        kept = {name: section[name] for name in ("model", "labels", "resources") if name in section}
-        application["args"][pool] = kept | settings
-
-    def deploy(self, deployment: str | None = None, **changes: Any) -> None:
-        """`changes` of one deployment: `num_cpus`, another option of its replicas than before, so that each must be
-        replaced; `user_config`, with which each starts anew."""
-        (application,) = self._config["applications"]
-        entries = {entry["name"]: entry for entry in application["deployments"]}
-        for name, value in changes.items():
-            assert deployment is not None
-            (entries[deployment] if name == "user_config" else entries[deployment]["ray_actor_options"])[name] = value
-        self._config_file.write_text(yaml.safe_dump(self._config))
-        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "-a", self._dashboard, str(self._config_file)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-
-    def replicas(self, deployment: str) -> list[Replica]:
-        listed = self._listed(deployment)
-        return [Replica(r["replica_id"], r.get("node_id"), r["state"] == "RUNNING") for r in listed.get("replicas", [])]
-
-    def is_healthy(self, deployment: str) -> bool:
-        """And not being changed."""
-        return bool(self._listed(deployment).get("status") == "HEALTHY")
-
-    def _listed(self, deployment: str) -> dict[str, Any]:
-        answer = httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=30).raise_for_status().json()
-        listed: dict[str, Any] = answer["applications"]["default"]["deployments"].get(deployment, {})
-        return listed
-
-    def has_dashboard(self) -> bool:
-        """`serve deploy` needs it, and does not wait for it."""
-        try:
-            return httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=30).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def is_ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
 
 
 @pytest.fixture(scope="module")
