@@ -161,11 +161,14 @@ class MicroBatch:
         with self._timings.stage(LEARN):
             expected_tokens, drafted_tokens, brought_tokens = 0.0, 0, 0.0
             expected_of_trees = planned.batch.expected_tokens.tolist()
+            nodes_per_draft = planned.num_nodes / len(planned.drafted)
             for entry in planned.drafted:
                 outcome, expected = outcomes[entry.place], expected_of_trees[entry.place]
                 if outcome is not None:
                     num_accepted = len(outcome.token_ids)
-                    brought_tokens += self._speculation.observe_draft(entry.sequence, expected, num_accepted)
+                    brought_tokens += self._speculation.observe_draft(
+                        entry.sequence, expected, num_accepted, nodes_per_draft
+                    )
                     expected_tokens += expected
                     drafted_tokens += num_accepted + 1
             if promised_tokens > 0.0:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.router.latency import RoundLoad
+from cluster.router.levels import DraftLevels
 from cluster.router.links import TargetLink
 from cluster.router.prospects import NODES, Prospects, cycle_s, num_drafts_to_try, prospects, shape_at
 from cluster.router.sequence import Phase, Sequence
@@ -28,10 +29,7 @@ from dflash_core.trees.build import NodeBudget
 
 Doubles = npt.NDArray[np.float64]
 
-_STEP = 0.15  # of moving averages
-_MEAN_STEP = 0.02
-_PROMISE_STEP, _LEAST_KEPT, _MOST_KEPT = 0.05, 0.4, 1.2
-_FIRST_LEVEL = 2.0  # tokens per round that a draft with 32 nodes is thought to bring before any was seen
+_STEP = 0.15  # of the moving average of nodes
 _TRIAL_SHARE = 0.015  # of the time, for drafts that are not thought to pay
 _PLAIN_TRIAL_SHARE, _ROUNDS_BETWEEN = 0.005, 16  # of the time, for rounds without drafts where these pay
 _FIRST_TRIAL_S, _MOST_TRIAL_S = 0.25, 1.0  # to begin with, when little is known; saved up for either at most
@@ -50,8 +48,7 @@ class Speculation:
         self._planner = planner
         self.times = TargetTimes(info)
         self.rate = 0.0  # λ
-        self._mean_level = _FIRST_LEVEL
-        self._num_gains = 0  # that were seen
+        self._levels = DraftLevels()
         self._nodes_per_draft = 8.0
         self._shape = float(shape_at(np.array(self._nodes_per_draft)))  # of the gain at 32 nodes, what so many bring
         fixed = settings.tree_budget
@@ -63,8 +60,6 @@ class Speculation:
         self._num_drafted_rounds = 0  # since one without drafts
         self._row_s = 0.0  # of the target's time, what a further row costs
         self.promised_tokens = 0.0  # by the drafts chosen last, as their levels say; 0 where nothing is to be learned
-        # What drafts were to bring in a round, and what they brought, with one micro-batch and with two.
-        self._promised, self._brought = [0.0, 0.0], [0.0, 0.0]
         self.is_paying = True  # drafts, for some sequence at least, as far as known
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,7 +67,7 @@ class Speculation:
         return {
             "num_sequences": len(self._link.sequences),
             "tokens_per_second": self.rate,
-            "tokens_per_draft_of_32_nodes": self._mean_level,
+            "tokens_per_draft_of_32_nodes": self._levels.as_dict(),
             "nodes_per_draft": self._nodes_per_draft,
             **self.times.as_dict(),
         }
@@ -87,7 +82,7 @@ class Speculation:
         if len(running) < 2:
             return 1.0
         wanting = [sequence for sequence in running if self._planner.most_nodes(sequence) > 0]
-        levels = np.sort([self._level(sequence) for sequence in wanting])[::-1]
+        levels = np.sort([self._levels.level(sequence) for sequence in wanting])[::-1]
         weight = sum([sequence.weight for sequence in running])
         half = (len(running) + 1) // 2
         one = self._prospects(levels, weight, len(running), 1)
@@ -129,7 +124,7 @@ class Speculation:
             return wanting
         if not self.times.knows_drafter and wanting and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
-        levels = np.array([self._level(sequence) for sequence in wanting], np.float64)
+        levels = np.array([self._levels.level(sequence) for sequence in wanting], np.float64)
         # Of equals, such as those never drafted for, first those whose drafter lacks least.
         num_unfed = np.array([sequence.num_unfed_tokens for sequence in wanting], np.int64)
         order = np.lexsort((num_unfed, -levels))
@@ -147,7 +142,7 @@ class Speculation:
             return []
         num_chosen = int(found.num_drafts[best])
         gained = float(found.tokens[best] - found.tokens[0])
-        self.promised_tokens = gained / self._kept_tokens(self.times.num_micro_batches)
+        self.promised_tokens = gained / self._levels.kept(self.times.num_micro_batches)
         others = wanting[num_chosen:]
         tried = [sequence for sequence in others if sequence.is_on_trial] or self._trials(others, found, best)
         for sequence in wanting:
@@ -187,7 +182,7 @@ class Speculation:
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""
-        return sum(map(self._level, missing)) * self._shape > self.rate * seconds
+        return sum(map(self._levels.level, missing)) * self._shape > self.rate * seconds
 
     def _prospects(
         self, levels: Doubles, weight: float, num_roots: int, num_micro_batches: int, belief: float = 1.0
@@ -198,32 +193,16 @@ class Speculation:
         most_rows = max(num_roots, min(info.max_rows, info.max_tree_rows))
         verify_s = self.times.verify_s(most_rows, fixed, context, num_micro_batches, belief)
         self._row_s = float(verify_s[-1] - verify_s[num_roots]) / max(1, len(verify_s) - num_roots)
-        levels = levels * self._kept_tokens(num_micro_batches) ** belief
+        levels = levels * self._levels.kept(num_micro_batches) ** belief
         num_drafts = num_drafts_to_try(len(levels))
         between_s = np.array([self.times.between_s(count, num_micro_batches) for count in num_drafts.tolist()])
         found = prospects(num_drafts, levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
         kept = self.times.kept(num_micro_batches) ** belief
         return found._replace(seconds=found.seconds / np.where(num_drafts == 0, kept[0], kept[1]))
 
-    def _kept_tokens(self, num_micro_batches: int) -> float:
-        """Of the tokens that levels promise, the part that comes.
-
-        Levels tell who gains more than whom; less well how much all do, since they are carried over from other numbers
-        of nodes, and since whoever picks the best of noisy ones is disappointed. A λ that is too high for that reason
-        takes too few nodes.
-        """
-        promised, brought = self._promised[num_micro_batches - 1], self._brought[num_micro_batches - 1]
-        return min(max(brought / promised, _LEAST_KEPT), _MOST_KEPT) if promised > 0.0 else 1.0
-
     def _best_rate(self, found: Prospects) -> float:
         """With a fixed budget everybody is drafted for."""
         return float(found.rates.max() if self._settings.tree_budget is None else found.rates[-1])
-
-    def _level(self, sequence: Sequence) -> float:
-        """Tokens per round that its drafts would bring with 32 nodes, by what they have brought lately, weighted."""
-        level = self._mean_level if sequence.gain_level is None else sequence.gain_level
-        most = sequence.num_wanted - 1
-        return sequence.weight * (level if level < most else most)
 
     # --- learning
 
@@ -235,7 +214,8 @@ class Speculation:
             verify_s: that the target was busy with it.
             taken_up_s: since the round before ended on this target; None after a time of idleness.
         """
-        if taken_up_s is not None and load.num_sequences == planned.num_trees:  # prefill is none of it
+        # Prefill is none of it, nor is a round that only releases.
+        if taken_up_s is not None and 0 < load.num_sequences == planned.num_trees:
             self.times.observe_cycle(load, len(planned.drafted), taken_up_s)
         self.times.observe_round(load, verify_s)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)
@@ -246,24 +226,21 @@ class Speculation:
             per_draft = planned.num_nodes / len(planned.drafted)
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
             self._shape = float(shape_at(np.array(self._nodes_per_draft)))
+        else:
+            self._levels.fade(self.times.num_micro_batches)
 
     def observe_promise(self, promised_tokens: float, brought_tokens: float) -> None:
         """What the drafts of a round were to bring (`promised_tokens` when they were chosen), and what they brought."""
-        index = self.times.num_micro_batches - 1
-        for kept, seen in ((self._promised, promised_tokens), (self._brought, brought_tokens)):
-            kept[index] += (_PROMISE_STEP if kept[index] else 1.0) * (seen - kept[index])
+        self._levels.observe_promise(self.times.num_micro_batches, promised_tokens, brought_tokens)
 
-    def observe_draft(self, sequence: Sequence, expected_tokens: float, num_accepted: int) -> float:
+    def observe_draft(
+        self, sequence: Sequence, expected_tokens: float, num_accepted: int, nodes_per_draft: float
+    ) -> float:
         """What came of one sequence's draft: the mean of what was expected, which is less noisy, and what came.
 
-        Returns it, weighted.
+        `nodes_per_draft`: of its round; one that was a trial had fewer than others. Returns what came, weighted.
         """
         gain = 0.5 * (expected_tokens - 1.0 + num_accepted)
-        level = gain / self._shape
-        self._num_gains += 1
-        step = _MEAN_STEP if self.is_paying else _STEP  # while all are on trial, few tell of the rest
-        self._mean_level += max(step, 1.0 / (self._num_gains + 1)) * (level - self._mean_level)
-        before = self._mean_level if sequence.gain_level is None else sequence.gain_level
-        sequence.num_gains += 1
-        sequence.gain_level = before + max(_STEP, 1.0 / (sequence.num_gains + 1)) * (level - before)
+        shape = float(shape_at(np.array(nodes_per_draft)))
+        self._levels.observe(sequence, gain / shape, self.is_paying)
         return sequence.weight * gain

@@ -46,7 +46,7 @@ def test_the_ladder_ends_where_another_step_would_exceed_the_budget() -> None:
     clock = SimulatedClock()
     # 2 + 4 + 8 + 16 s are spent after 8; as long again would end at 46.
     assert climb([1, 2, 4, 8, 16], clock.time_step, 45.0, clock) == tuple((n, n * 10**6) for n in (1, 2, 4, 8))
-    assert clock.timed == [1, 2, 4, 8]
+    assert clock.timed == [1, 2, 4, 8, 8, 4, 2, 1, 1, 2, 4, 8]
     assert climb([1, 2, 4, 8, 16], clock.time_step, 46.0, clock)[-1] == (16, 16_000_000)
 
 
@@ -54,6 +54,17 @@ def test_the_first_size_is_timed_whatever_it_takes() -> None:
     clock = SimulatedClock()
     assert climb([100, 200], clock.time_step, 1.0, clock) == ((100, 100 * 10**6),)
     assert climb([], clock.time_step, 1.0, clock) == ()
+
+
+def test_a_machine_that_is_slow_for_a_while_is_so_for_all_sizes() -> None:
+    speeds = iter([1.0, 1.0, 5.0, 1.0, *[3.0] * 4, 1.1, 1.1, 1.1, 1.1])  # the 5: one size, once
+
+    def time_step(size: int) -> list[float]:
+        return [(10.0 + size) * next(speeds)] * 3
+
+    found = climb([1, 2, 4, 8], time_step, 1.0, lambda: 0.0)
+    first = found[0][1]
+    assert [time_us / first for _, time_us in found] == pytest.approx([(10 + n) / 11 for n in (1, 2, 4, 8)], rel=0.02)
 
 
 @given(st.integers(0, 5000))
@@ -119,7 +130,8 @@ def test_padded_sizes_are_the_ladder() -> None:
     info = replace(make_subject().runner.info, row_sizes=(8, 16, 24, 64, 128, 256), max_tree_rows=128)
     times = time_rounds(run_round, info, free_blocks=1000)
     assert [count for count, _ in times] == [8, 16, 24, 64, 128]
-    assert sizes == [count for count, _ in times for _ in range(3)]
+    assert sizes[:15] == [count for count, _ in times for _ in range(3)]
+    assert set(sizes) == {count for count, _ in times}
 
 
 def test_rows_that_do_not_run_are_an_error() -> None:

@@ -16,7 +16,7 @@ from dflash_core.jit import jit
 Floats = npt.NDArray[np.float64]
 
 _OCTAVES = 3.0  # in size over which corrections are alike
-_CHANGE_SPEED, _CHANGE_SHAPE, _CHANGE_COST = 0.5, 0.15, 0.2
+_CHANGE_SPEED, _CHANGE_SHAPE, _CHANGE_COST = 0.5, 0.05, 0.2
 """Standard deviations, in logarithms, by which a change is likely to be one of speed, of single sizes, or of a cost on
 top: a machine that gets busy slows all of them."""
 
