@@ -31,35 +31,31 @@ def climb(
     depends on differences that are smaller than those between a machine's better and worse seconds. The first size is
     timed in any case. What is around the steps counts as spent too.
     """
-    affordable: list[int] = []
-    first: list[float] = []  # seconds
+    first: dict[int, float] = {}  # seconds by size
     begin, spent, last = clock(), 0.0, 0.0
     for size in sizes:
-        if affordable and spent + last > budget_s:
+        if first and spent + last > budget_s:
             break
-        affordable.append(size)
-        first.append(statistics.median(time_step(size)))
+        first[size] = statistics.median(time_step(size))
         before, spent = spent, clock() - begin
         last = spent - before
-    if not affordable:
-        return ()
     passes, longest = [first], spent
-    while len(passes) < _MOST_PASSES and spent + longest <= _BUDGETS * budget_s:
-        times = [statistics.median(time_step(size)) for size in affordable[::-1]]
-        passes.append(times[::-1])
-        affordable, passes = affordable[::-1], [each[::-1] for each in passes]
+    while first and len(passes) < _MOST_PASSES and spent + longest <= _BUDGETS * budget_s:
+        passes.append({size: statistics.median(time_step(size)) for size in reversed(passes[-1])})
         before, spent = spent, clock() - begin
         longest = max(longest, spent - before)
-    found = zip(affordable, _medians(passes), strict=True)
-    return tuple(sorted((size, max(1, round(seconds * 1e6))) for size, seconds in found))
+    return tuple((size, max(1, round(seconds * 1e6))) for size, seconds in _medians(passes).items())
 
 
-def _medians(passes: list[list[float]]) -> list[float]:
-    """`[sizes]` of `[passes][sizes]`: each pass has a speed of its own, by which it differs from the others."""
-    logarithms = np.log(np.maximum(passes, 1e-9))
-    speeds = logarithms.mean(axis=1)
-    medians: list[float] = np.exp(np.median(speeds) + np.median(logarithms - speeds[:, None], axis=0)).tolist()
-    return medians
+def _medians(passes: list[dict[int, float]]) -> dict[int, float]:
+    """Each pass has a speed of its own, by which it differs from the others."""
+    sizes = list(passes[0])
+    if not sizes:
+        return {}
+    logarithms = np.log([[max(times[size], 1e-9) for size in sizes] for times in passes])
+    speeds = logarithms.mean(axis=1, keepdims=True)
+    medians = np.exp(np.median(speeds) + np.median(logarithms - speeds, axis=0))
+    return dict(zip(sizes, medians.tolist(), strict=True))
 
 
 def doubling(largest: int) -> list[int]:
