@@ -6,12 +6,15 @@ import asyncio
 import logging
 from typing import Protocol
 
+import numpy as np
+
 from cluster.router.clock import now
 from cluster.router.committing import SequenceKeeper, commit_round
 from cluster.router.drafting import DrafterPool, DraftStage
 from cluster.router.latency import RoundLoad
 from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan, plan_round
+from cluster.router.prospects import shape_at
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
@@ -161,14 +164,12 @@ class MicroBatch:
         with self._timings.stage(LEARN):
             expected_tokens, drafted_tokens, brought_tokens = 0.0, 0, 0.0
             expected_of_trees = planned.batch.expected_tokens.tolist()
-            nodes_per_draft = planned.num_nodes / len(planned.drafted)
+            shape = float(shape_at(np.array(planned.num_nodes / len(planned.drafted))))
             for entry in planned.drafted:
                 outcome, expected = outcomes[entry.place], expected_of_trees[entry.place]
                 if outcome is not None:
                     num_accepted = len(outcome.token_ids)
-                    brought_tokens += self._speculation.observe_draft(
-                        entry.sequence, expected, num_accepted, nodes_per_draft
-                    )
+                    brought_tokens += self._speculation.observe_draft(entry.sequence, expected, num_accepted, shape)
                     expected_tokens += expected
                     drafted_tokens += num_accepted + 1
             if promised_tokens > 0.0:

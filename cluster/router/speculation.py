@@ -233,14 +233,11 @@ class Speculation:
         """What the drafts of a round were to bring (`promised_tokens` when they were chosen), and what they brought."""
         self._levels.observe_promise(self.times.num_micro_batches, promised_tokens, brought_tokens)
 
-    def observe_draft(
-        self, sequence: Sequence, expected_tokens: float, num_accepted: int, nodes_per_draft: float
-    ) -> float:
+    def observe_draft(self, sequence: Sequence, expected_tokens: float, num_accepted: int, shape: float) -> float:
         """What came of one sequence's draft: the mean of what was expected, which is less noisy, and what came.
 
-        `nodes_per_draft`: of its round; one that was a trial had fewer than others. Returns what came, weighted.
+        `shape`: `shape_at` the nodes per draft of its round, fewer in a trial than else. Returns what came, weighted.
         """
         gain = 0.5 * (expected_tokens - 1.0 + num_accepted)
-        shape = float(shape_at(np.array(nodes_per_draft)))
         self._levels.observe(sequence, gain / shape, self.is_paying)
         return sequence.weight * gain

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.waiting import answers
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -69,13 +71,7 @@ class Pools:
 
     def has_dashboard(self) -> bool:
         """`serve deploy` needs it, and does not wait for it."""
-        try:
-            return httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=30).status_code == 200
-        except httpx.TransportError:
-            return False
+        return answers(f"{self._dashboard}/api/serve/applications/", timeout_s=30.0)
 
     def is_ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
+        return answers(f"{self.url}/healthz")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import psutil
 import pytest
 
@@ -20,7 +19,7 @@ from deployments.api_keys import ApiKeySource
 from deployments.settings import parse_settings
 from protos import inference_pb2, inference_pb2_grpc
 from tests.deployments.conftest import ServedApplication, free_ports
-from tests.waiting import wait
+from tests.waiting import answers, wait
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -51,10 +50,7 @@ class TwoRanks:
         return stats
 
     def is_ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/healthz", timeout=5.0).status_code == 200
-        except httpx.TransportError:
-            return False
+        return answers(f"{self.url}/healthz")
 
 
 @pytest.fixture(scope="module")
