@@ -18,7 +18,7 @@ from benchmarks.traces.trace import Trace
 from dflash_core.errors import InvalidRequest
 from dflash_core.trees.acceptance import AcceptanceModel
 
-_TIMED_DEPTHS, _TIMED_RANKS = (7, 15), 64
+_TIMED_DEPTHS, _TIMED_RANKS = (7, 15), 24  # as many ranks as routers ask for with so many nodes
 _TIMED_SEQUENCES, _TIMED_NODES = 64, 64
 
 

@@ -1,10 +1,12 @@
 """How often a node is accepted given its path, learned online from what targets accepted.
 
 DDTree (arXiv 2604.12989) scores a path by the product of the drafter's per-depth probabilities. These are marginals:
-they know nothing of the path, and their scale is not that of acceptance. Here each factor is a logistic regression on
-the drafter's logit, by depth, rank, whether the path has left the spine, the context (temperature, truncation, noise),
-and one thing that the drafter cannot know of a path: how the sequence went on where it had the path's last tokens
-before. A context starts neutral (the probability is the drafter's own) and stays there where nothing is to be gained.
+they know nothing of the path, and their scale is not that of acceptance. Here each depth is a multinomial regression:
+which of the candidates is right, or none of them, by the drafter's log-probabilities, depth, rank, whether the path has
+left the spine, the context (temperature, truncation, noise), and one thing that the drafter cannot know of a path: how
+the sequence went on where it had the path's last tokens before. Candidates share what there is: where the drafter is
+unsure of a depth all of them are unlikely to it, and yet one of them is right nearly as often as elsewhere. A context
+starts neutral (the probability is the drafter's own) and stays there where nothing is to be gained.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from dflash_core.contracts import DraftRanking, SamplingParams
 from dflash_core.errors import InvalidSettings
-from dflash_core.trees.scoring import DEPTH_SLOPE, NUM_BUCKETS, NUM_KINDS, Doubles
+from dflash_core.trees.scoring import NONE_SLOPE, NUM_BUCKETS, NUM_KINDS, SLOPE, Doubles
 
 # Temperatures of the classes after the greedy one: up to these, and above.
 _TEMPERATURES = (0.5, 0.9)
@@ -37,7 +39,7 @@ class _Saved(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    form: Literal[1]
+    form: Literal[2]
     parameters: list[list[list[list[FiniteFloat]]]]
     squares: list[list[list[list[Annotated[FiniteFloat, Field(ge=0.0)]]]]]
 
@@ -47,13 +49,13 @@ class AcceptanceModel:
 
     def __init__(self) -> None:
         self.parameters: Doubles = np.zeros((NUM_CLASSES, 2, NUM_KINDS, NUM_BUCKETS))
-        self.parameters[:, :, DEPTH_SLOPE] = 1.0
+        self.parameters[:, :, [SLOPE, NONE_SLOPE]] = 1.0
         self.squares: Doubles = np.zeros_like(self.parameters)
 
     def as_dict(self) -> dict[str, Any]:
         """What `from_dict` takes: for keeping what was learned of a pair."""
         saved = _Saved(
-            form=1, parameters=np.round(self.parameters, 5).tolist(), squares=np.round(self.squares, 3).tolist()
+            form=2, parameters=np.round(self.parameters, 5).tolist(), squares=np.round(self.squares, 3).tolist()
         )
         return saved.model_dump()
 

@@ -14,47 +14,44 @@ from dflash_core.jit import jit
 from dflash_core.trees.matches import Histories, bigram_bucket, is_marked, longest_match
 from dflash_core.trees.packed import Candidates
 from dflash_core.trees.scoring import (
-    DEPTH_BIAS,
-    DEPTH_SLOPE,
     LONGEST_MATCH,
     MATCH_BIAS,
     MATCH_SLOPE,
+    NONE_BIAS,
+    NONE_SLOPE,
     NOT_A_CANDIDATE,
     NUM_BUCKETS,
     RANK_BIAS,
+    SHORTEST_MATCH,
+    SLOPE,
     Doubles,
     Ints,
     Longs,
-    acceptance,
+    candidate_weight,
+    depth_bucket,
     is_candidate,
-    logit_of,
-    match_bucket,
+    log_left,
+    log_of,
+    match_weight,
+    none_weight,
     rank_bucket,
 )
 
-MOST_RANKS = 16  # later ones are hardly ever right, and cost as much
 # Adagrad whose memory fades: some thousand steps of a parameter back, the pair may have behaved otherwise.
 STEP, FADING = 0.5, 0.9995
-LOGIT_SCALE = 0.3  # a logit is some times larger than the 1 of a bias: as a feature it is scaled down, its weight too
+LOG_SCALE = 0.3  # a logarithm is some times larger than the 1 of a bias: as a feature it is scaled down, its weight too
 MOST_BIAS, MOST_SLOPE = 8.0, 3.0
 
 
 @jit
-def _descend(
-    parameters: Doubles,
-    squares: Doubles,
-    group: int,
-    spine: int,
-    kind: int,
-    bucket: int,
-    gradient: float,
-    step: float,
-    most: float,
-) -> None:
-    total = squares[group, spine, kind, bucket] * FADING + gradient * gradient
-    squares[group, spine, kind, bucket] = total
-    moved = parameters[group, spine, kind, bucket] - step * gradient / math.sqrt(total + 1.0)
-    parameters[group, spine, kind, bucket] = min(most, max(-most, moved))
+def _descend(table: Doubles, squares: Doubles, kind: int, bucket: int, gradient: float, scale: float) -> None:
+    """`scale` of a slope's feature: LOG_SCALE; of a bias: 1."""
+    gradient *= scale
+    total = squares[kind, bucket] * FADING + gradient * gradient
+    squares[kind, bucket] = total
+    moved = table[kind, bucket] - STEP * scale * gradient / math.sqrt(total + 1.0)
+    most = MOST_BIAS if scale == 1.0 else MOST_SLOPE
+    table[kind, bucket] = min(most, max(-most, moved))
 
 
 @jit
@@ -66,10 +63,13 @@ def learn(
     committed: Ints,  # tokens that the target wrote after the roots, all sequences
     starts: Longs,  # [sequences + 1]
 ) -> None:
-    """One step per depth whose token is known, along the summed gradient of its candidates."""
+    """One step per depth whose token is known, along the gradient of its negative log-likelihood."""
     tail = np.empty(LONGEST_MATCH, np.int32)
-    # Gradients of a depth's biases by bucket of rank and match, and of its slopes by bucket of match.
-    of_ranks, of_matches, of_slopes = np.zeros(NUM_BUCKETS), np.zeros(NUM_BUCKETS), np.zeros(NUM_BUCKETS)
+    most_ranks = 0
+    for num_ranks in candidates.num_ranks:
+        most_ranks = max(most_ranks, num_ranks)
+    weights = np.empty(most_ranks, np.float64)
+    of_ranks = np.zeros(NUM_BUCKETS)  # the gradient of the biases of ranks
     token_ids, scores = candidates.token_ids, candidates.scores
     for sequence in range(len(candidates.roots)):
         group, num_ranks = candidates.classes[sequence], candidates.num_ranks[sequence]
@@ -95,45 +95,54 @@ def learn(
                     continuation, match_len = longest_match(
                         tail, history, num_tokens, histories.links[slot], histories.heads[slot]
                     )
-            missed, hit = match_bucket(match_len, False), match_bucket(match_len, True)
-            tables = parameters[group]
-            is_listed, last = False, -np.inf
-            most_rank_bucket = 0
-            for rank in range(num_ranks):
-                if not is_candidate(scores[first + rank]):
-                    break
-                last = scores[first + rank]
-                token = token_ids[first + rank]
-                is_continuation = match_len > 0 and token == continuation
-                is_listed |= is_continuation
-                if is_continuation or rank < MOST_RANKS:
-                    match, bucket = hit if is_continuation else missed, rank_bucket(rank)
-                    logit = logit_of(last)
-                    error = acceptance(tables, spine, depth, bucket, match, logit) - (1.0 if token == truth else 0.0)
-                    of_ranks[bucket] += error
-                    of_matches[match] += error
-                    of_slopes[match] += error * logit * LOGIT_SCALE
-                    most_rank_bucket = bucket
-            if match_len > 0 and not is_listed:
-                logit = logit_of(last)
-                error = acceptance(tables, spine, depth, NOT_A_CANDIDATE, hit, logit)
-                error -= 1.0 if continuation == truth else 0.0
+            table, sums, deep = parameters[group, spine], squares[group, spine], depth_bucket(depth)
+            num_listed, total, said, match_rank, true_rank, last = 0, 0.0, 0.0, -1, -1, -np.inf
+            while num_listed < num_ranks and is_candidate(scores[first + num_listed]):
+                token, last = token_ids[first + num_listed], log_of(scores[first + num_listed])
+                if match_len > 0 and token == continuation:
+                    match_rank = num_listed
+                    weight = match_weight(table, deep, rank_bucket(num_listed), match_len, last)
+                else:
+                    weight = candidate_weight(table, deep, rank_bucket(num_listed), last)
+                if token == truth:
+                    true_rank = num_listed
+                weights[num_listed] = weight
+                total += weight
+                said += math.exp(last)
+                num_listed += 1
+            last = log_of(last)
+            of_match, of_match_slope, of_slope, most_bucket = 0.0, 0.0, 0.0, -1
+            unlisted = 0.0
+            if match_len > 0 and match_rank < 0:
+                unlisted = match_weight(table, deep, NOT_A_CANDIDATE, match_len, last)
+                total += unlisted
+            left = log_left(said)
+            none = none_weight(table, deep, left)
+            total += none
+            for rank in range(num_listed):
+                error = weights[rank] / total - (1.0 if rank == true_rank else 0.0)
+                log_q, most_bucket = log_of(scores[first + rank]), rank_bucket(rank)
+                of_ranks[most_bucket] += error
+                of_slope += error * log_q
+                if rank == match_rank:
+                    of_match, of_match_slope = error, error * log_q
+            is_known = true_rank >= 0
+            if unlisted > 0.0:
+                error = unlisted / total - (1.0 if continuation == truth else 0.0)
+                is_known |= continuation == truth
                 of_ranks[NOT_A_CANDIDATE] += error
-                of_matches[hit] += error
-                of_slopes[hit] += error * logit * LOGIT_SCALE
-                most_rank_bucket = NOT_A_CANDIDATE
-            depth_bucket = min(depth - 1, NUM_BUCKETS - 1)
-            scaled = STEP * LOGIT_SCALE
-            of_depth = of_matches[missed] + (of_matches[hit] if hit != missed else 0.0)
-            of_depth_slope = of_slopes[missed] + (of_slopes[hit] if hit != missed else 0.0)
-            _descend(parameters, squares, group, spine, DEPTH_BIAS, depth_bucket, of_depth, STEP, MOST_BIAS)
-            _descend(parameters, squares, group, spine, DEPTH_SLOPE, depth_bucket, of_depth_slope, scaled, MOST_SLOPE)
-            for bucket in range(most_rank_bucket + 1):
-                _descend(parameters, squares, group, spine, RANK_BIAS, bucket, of_ranks[bucket], STEP, MOST_BIAS)
+                of_slope += error * last
+                of_match, of_match_slope = error, error * last
+                most_bucket = NOT_A_CANDIDATE
+            of_none = none / total - (0.0 if is_known else 1.0)
+            _descend(table, sums, SLOPE, deep, of_slope, LOG_SCALE)
+            for bucket in range(most_bucket + 1):
+                _descend(table, sums, RANK_BIAS, bucket, of_ranks[bucket], 1.0)
                 of_ranks[bucket] = 0.0
-            for match in range(missed, hit + 1):
-                _descend(parameters, squares, group, spine, MATCH_BIAS, match, of_matches[match], STEP, MOST_BIAS)
-                _descend(parameters, squares, group, spine, MATCH_SLOPE, match, of_slopes[match], scaled, MOST_SLOPE)
-                of_matches[match] = of_slopes[match] = 0.0
-            if num_ranks == 0 or not is_candidate(scores[first]) or token_ids[first] != truth:
+            _descend(table, sums, NONE_SLOPE, deep, of_none * left, LOG_SCALE)
+            _descend(table, sums, NONE_BIAS, deep, of_none, 1.0)
+            if match_len > 0:
+                _descend(table, sums, MATCH_SLOPE, match_len - SHORTEST_MATCH, of_match_slope, LOG_SCALE)
+                _descend(table, sums, MATCH_BIAS, match_len - SHORTEST_MATCH, of_match, 1.0)
+            if true_rank != 0:
                 spine = 1

@@ -1,4 +1,7 @@
-"""The probability that a node is accepted, given that its parent is: arithmetic shared by search and learning.
+"""The probabilities that a node's children are accepted, given that it is: arithmetic shared by search and learning.
+
+One of the drafter's candidates is right or none is, and one more may be known from the sequence's own history. Of each
+there is a weight; what is likely is a weight's part of their sum.
 
 numba's cache of `search` and `learning`, which inline this, does not see a change here: touch those files too.
 """
@@ -17,18 +20,22 @@ Longs = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-# Where a candidate's features point into the parameters [context class, off the spine, kind, bucket]:
-# z = depth_bias + rank_bias + match_bias + (depth_slope + match_slope) · logit(q), probability = 1 / (1 + exp(−z)).
-DEPTH_BIAS, DEPTH_SLOPE, RANK_BIAS, MATCH_BIAS, MATCH_SLOPE = range(5)
-NUM_KINDS, NUM_BUCKETS = 5, 16
+# Where features point into the parameters [context class, off the spine, kind, bucket]. With q a candidate's
+# probability as the drafter has it:
+#   weight of a candidate = exp(slope[depth] · log q + rank_bias[rank])
+#   of the token that followed in the history = exp((slope[depth] + match_slope[length]) · log q + rank_bias[rank]
+#       + match_bias[length])
+#   of none of them = exp(none_slope[depth] · log(1 − Σ q) + none_bias[depth])
+SLOPE, RANK_BIAS, NONE_SLOPE, NONE_BIAS, MATCH_SLOPE, MATCH_BIAS = range(6)
+NUM_KINDS, NUM_BUCKETS = 6, 16
 
 # Depths from 1 on, the deepest share one bucket. Ranks 0, 1, 2, 3–4, 5–7, 8 and more, not among the candidates.
 NOT_A_CANDIDATE = 6
-# 0: the path's last two tokens are new to the sequence. Else by the length of the match, 2 … 5, and whether the
-# candidate is the token that followed there.
-NO_MATCH, SHORTEST_MATCH, LONGEST_MATCH = 0, 2, 5
+# Tokens of the path's end that the sequence had before: fewer are no match, more count as so many.
+SHORTEST_MATCH, LONGEST_MATCH = 2, 5
 
-_LEAST_LOG, _MOST_LOG = -16.0, -1e-6
+_LEAST_LOG = -16.0
+_LEAST_LEFT = 1e-5  # of 1 − Σ q, which float32 scores do not give more exactly
 
 
 @jit
@@ -38,10 +45,20 @@ def is_candidate(score: float) -> bool:
 
 
 @jit
-def logit_of(score: float) -> float:
-    """log(q / (1 − q)) of a candidate's log(q), bounded."""
-    bounded = min(max(score, _LEAST_LOG), _MOST_LOG)
-    return bounded - math.log(1.0 - math.exp(bounded))
+def log_of(score: float) -> float:
+    """A candidate's log q, bounded."""
+    return min(max(score, _LEAST_LOG), 0.0)
+
+
+@jit
+def log_left(total: float) -> float:
+    """log(1 − Σ q), bounded."""
+    return math.log(max(1.0 - total, _LEAST_LEFT))
+
+
+@jit
+def depth_bucket(depth: int) -> int:
+    return min(depth - 1, NUM_BUCKETS - 1)
 
 
 @jit
@@ -54,24 +71,19 @@ def rank_bucket(rank: int) -> int:
 
 
 @jit
-def match_bucket(match_len: int, is_continuation: bool) -> int:
-    if match_len < SHORTEST_MATCH:
-        return NO_MATCH
-    return 1 + 2 * (match_len - SHORTEST_MATCH) + (1 if is_continuation else 0)
+def candidate_weight(table: Doubles, depth: int, rank: int, log_q: float) -> float:
+    """`table` `[NUM_KINDS, NUM_BUCKETS]`: of the context class, on or off the spine; `depth` and `rank`: buckets."""
+    return math.exp(table[SLOPE, depth] * log_q + table[RANK_BIAS, rank])
 
 
 @jit
-def acceptance(
-    tables: Doubles,  # [2, NUM_KINDS, NUM_BUCKETS] of a context class, on the spine and off it
-    is_off_spine: int,
-    depth: int,
-    rank: int,  # its bucket
-    match: int,  # its bucket
-    logit: float,
-) -> float:
-    """The probability of one candidate."""
-    depth_bucket = min(depth - 1, NUM_BUCKETS - 1)
-    slope = tables[is_off_spine, DEPTH_SLOPE, depth_bucket] + tables[is_off_spine, MATCH_SLOPE, match]
-    z = tables[is_off_spine, DEPTH_BIAS, depth_bucket] + tables[is_off_spine, RANK_BIAS, rank]
-    z += tables[is_off_spine, MATCH_BIAS, match] + slope * logit
-    return 1.0 / (1.0 + math.exp(-z))
+def match_weight(table: Doubles, depth: int, rank: int, match_len: int, log_q: float) -> float:
+    """`log_q` of a token that is not among the candidates: the last one's, to which it is less likely than all."""
+    match = match_len - SHORTEST_MATCH
+    slope = table[SLOPE, depth] + table[MATCH_SLOPE, match]
+    return math.exp(slope * log_q + table[RANK_BIAS, rank] + table[MATCH_BIAS, match])
+
+
+@jit
+def none_weight(table: Doubles, depth: int, log_left_over: float) -> float:
+    return math.exp(table[NONE_SLOPE, depth] * log_left_over + table[NONE_BIAS, depth])

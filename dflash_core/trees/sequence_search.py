@@ -5,6 +5,7 @@ numba's cache of `search`, which inlines this, does not see a change here: touch
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +17,17 @@ from dflash_core.trees.packed import NEGLIGIBLE, Candidates, Found
 from dflash_core.trees.scoring import (
     LONGEST_MATCH,
     NOT_A_CANDIDATE,
-    SHORTEST_MATCH,
     Doubles,
     Floats,
     Ints,
     Longs,
-    acceptance,
+    candidate_weight,
+    depth_bucket,
     is_candidate,
-    logit_of,
-    match_bucket,
+    log_left,
+    log_of,
+    match_weight,
+    none_weight,
     rank_bucket,
 )
 
@@ -38,7 +41,7 @@ _NODE = np.dtype(
         ("next_rank", np.int64),
         ("num_children", np.int64),
         ("last_child", np.float64),  # probability of the child before, given this node
-        ("mass_left", np.float64),  # children exclude each other: their probabilities sum to 1 at most
+        ("total", np.float64),  # the sum of its children's weights and of none's
         ("match_token", np.int64),
         ("match_len", np.int64),  # 0: the sequence was never here before; _UNKNOWN: not looked for yet
         ("match_rank", np.int64),  # among the drafter's candidates; −1: it is none of them, or there is no match
@@ -46,9 +49,6 @@ _NODE = np.dtype(
     ],
     align=True,
 )
-# Lists of rated candidates per depth: on the spine and off it, without a match and by its length.
-_MATCH_LENS = LONGEST_MATCH - SHORTEST_MATCH + 2
-_LISTS = 2 * _MATCH_LENS
 
 
 class Scratch(NamedTuple):
@@ -56,10 +56,11 @@ class Scratch(NamedTuple):
 
     path: npt.NDArray[Any]  # [levels] of _NODE, the root's first
     tail: Ints  # [LONGEST_MATCH], the last tokens of a path
-    # What a candidate's probability depends on is the same for many nodes. −1 ends a list.
-    rated: Doubles  # [levels × _LISTS, most ranks + 1]
-    num_rated: Longs  # [levels × _LISTS], so far
+    # Of the depth below a level, on the spine and off it; the same for many nodes.
+    weights: Doubles  # [2 × levels, most ranks], of its candidates
+    totals: Doubles  # [2 × levels], with the weight of none; _UNKNOWN: not weighed yet
     num_listed: Longs  # [levels], candidates of the depth below; _UNKNOWN: not counted yet
+    left: Doubles  # [levels], log(1 − Σ q) of these candidates
 
 
 @jit
@@ -67,16 +68,17 @@ def new_scratch(num_levels: int, most_ranks: int) -> Scratch:
     return Scratch(
         np.zeros(num_levels, _NODE),
         np.empty(LONGEST_MATCH, np.int32),
-        np.empty((num_levels * _LISTS, most_ranks + 1), np.float64),
-        np.empty(num_levels * _LISTS, np.int64),
+        np.empty((2 * num_levels, most_ranks), np.float64),
+        np.empty(2 * num_levels, np.float64),
         np.empty(num_levels, np.int64),
+        np.empty(num_levels, np.float64),
     )
 
 
 @jit
 def _enter(node: Any, token: int, probability: float, is_off_spine: int) -> None:
     node.token, node.probability, node.is_off_spine = token, probability, is_off_spine
-    node.next_rank, node.num_children, node.last_child, node.mass_left = 0, 0, 1.0, 1.0
+    node.next_rank, node.num_children, node.last_child, node.total = 0, 0, 1.0, 0.0
     node.match_len, node.match_rank, node.match_probability = _UNKNOWN, -1, -1.0
 
 
@@ -102,36 +104,52 @@ def _find_match(
 
 
 @jit
-def _rate_match(
+def _count(scratch: Scratch, level: int, scores: Floats, first: int, num_ranks: int) -> None:
+    """Notes what `scratch` holds of the candidates of the depth below; `first`: where their scores start."""
+    num_listed, total = 0, 0.0
+    while num_listed < num_ranks and is_candidate(scores[first + num_listed]):
+        total += math.exp(log_of(scores[first + num_listed]))
+        num_listed += 1
+    scratch.num_listed[level], scratch.left[level] = num_listed, log_left(total)
+
+
+@jit
+def _weigh(scratch: Scratch, level: int, at: int, table: Doubles, scores: Floats, first: int) -> None:
+    """Notes the weights of the candidates of the depth below, which are counted, and their sum; `at`: their place."""
+    deep, total, weights = depth_bucket(level + 1), 0.0, scratch.weights[at]
+    for rank in range(scratch.num_listed[level]):
+        weights[rank] = candidate_weight(table, deep, rank_bucket(rank), log_of(scores[first + rank]))
+        total += weights[rank]
+    scratch.totals[at] = total + none_weight(table, deep, scratch.left[level])
+
+
+@jit
+def _weigh_match(
     node: Any,
+    table: Doubles,
     level: int,
-    num_listed: Longs,
     token_ids: Ints,  # all
     scores: Floats,  # all
     first: int,  # where those of this depth start
-    num_ranks: int,
-    tables: Doubles,
+    num_listed: int,
+    weights: Doubles,  # of this depth's candidates
 ) -> None:
-    """How likely does the sequence go on as it did before? The node's match is known."""
-    if num_listed[level] == _UNKNOWN:
-        num_listed[level] = 0
-        while num_listed[level] < num_ranks and is_candidate(scores[first + num_listed[level]]):
-            num_listed[level] += 1
+    """How likely does the sequence go on as it did before? The node's match and its total without it are known."""
     rank = 0
-    while rank < num_listed[level] and token_ids[first + rank] != node.match_token:
+    while rank < num_listed and token_ids[first + rank] != node.match_token:
         rank += 1
-    is_listed = rank < num_listed[level]
-    # What the drafter does not list is less likely to it than all that it does.
-    last = rank if is_listed else num_listed[level] - 1
-    node.match_rank = rank if is_listed else -1
-    node.match_probability = acceptance(
-        tables,
-        node.is_off_spine,
-        level + 1,
+    is_listed = rank < num_listed
+    last = rank if is_listed else num_listed - 1
+    weight = match_weight(
+        table,
+        depth_bucket(level + 1),
         rank_bucket(rank) if is_listed else NOT_A_CANDIDATE,
-        match_bucket(node.match_len, True),
-        logit_of(scores[first + last] if last >= 0 else -np.inf),
+        node.match_len,
+        log_of(scores[first + last] if last >= 0 else -np.inf),
     )
+    node.match_rank = rank if is_listed else -1
+    node.total += weight - (weights[rank] if is_listed else 0.0)
+    node.match_probability = weight / node.total
 
 
 @jit
@@ -146,8 +164,7 @@ def search_sequence(
     least: float,  # the probability below which the walk turns back
 ) -> tuple[int, bool]:
     """Writes the nodes from `begin` on; their end, −1 if there is no room, and whether there are less likely ones."""
-    path, tail, rated = scratch.path, scratch.tail, scratch.rated
-    num_rated, num_listed = scratch.num_rated, scratch.num_listed
+    path, tail = scratch.path, scratch.tail
     tokens, depths, keys = found.tokens, found.depths, found.keys
     token_ids, scores = candidates.token_ids, candidates.scores
     offset, num_ranks = candidates.offsets[sequence], candidates.num_ranks[sequence]
@@ -157,8 +174,8 @@ def search_sequence(
     history_len = histories.lens[slot] if candidates.slots[sequence] >= 0 else 0
     history, marks = histories.tokens[slot], histories.marks[slot]
     links, heads = histories.links[slot], histories.heads[slot]
-    num_rated[:] = 0
-    num_listed[:] = _UNKNOWN
+    scratch.totals[:] = _UNKNOWN
+    scratch.num_listed[:] = _UNKNOWN
     root = history[history_len - 1] if history_len > 0 else candidates.roots[sequence]
     _enter(path[0], root, 1.0, 0)
     level, end, has_less_likely = 0, begin, False
@@ -167,9 +184,15 @@ def search_sequence(
         if level == most_depth or node.num_children == most_width:
             level -= 1
             continue
-        first = offset + level * num_ranks
+        first, at = offset + level * num_ranks, 2 * level + node.is_off_spine
+        weights = scratch.weights[at]
         if node.match_len == _UNKNOWN:
-            node.match_len = 0
+            if scratch.num_listed[level] == _UNKNOWN:
+                _count(scratch, level, scores, first, num_ranks)
+            table = tables[node.is_off_spine]
+            if scratch.totals[at] == _UNKNOWN:
+                _weigh(scratch, level, at, table, scores, first)
+            node.match_len, node.total = 0, scratch.totals[at]
             if history_len > 1:
                 before = path[level - 1].token if level > 0 else history[history_len - 2]
                 if is_marked(marks, bigram_bucket(before, node.token, len(heads))):
@@ -177,25 +200,17 @@ def search_sequence(
                         path, level, tail, history, history_len, links, heads
                     )
                     if node.match_len > 0:
-                        _rate_match(node, level, num_listed, token_ids, scores, first, num_ranks, tables)
+                        num_listed = scratch.num_listed[level]
+                        _weigh_match(node, table, level, token_ids, scores, first, num_listed, weights)
         rank = node.next_rank
         if rank == node.match_rank:
             rank += 1
-        of_len = 0 if node.match_len == 0 else node.match_len - SHORTEST_MATCH + 1
-        at = level * _LISTS + node.is_off_spine * _MATCH_LENS + of_len
-        while num_rated[at] <= rank:
-            other, probability = num_rated[at], -1.0
-            if other < num_ranks and is_candidate(scores[first + other]):
-                match, logit = match_bucket(node.match_len, False), logit_of(scores[first + other])
-                probability = acceptance(tables, node.is_off_spine, level + 1, rank_bucket(other), match, logit)
-            rated[at, other] = probability
-            num_rated[at] += 1
-        probability = rated[at, rank]
+        probability = weights[rank] / node.total if rank < scratch.num_listed[level] else -1.0
         is_match = node.match_probability >= 0.0 and node.match_probability >= probability
         if is_match:
             probability, rank = node.match_probability, node.match_rank
         # Falling among siblings, so that the best nodes of all are a set of valid trees.
-        probability = min(probability, node.last_child, node.mass_left)
+        probability = min(probability, node.last_child)
         of_path = node.probability * probability
         if of_path < least:
             has_less_likely |= of_path >= negligible
@@ -212,7 +227,6 @@ def search_sequence(
             node.next_rank = rank + 1
         node.num_children += 1
         node.last_child = probability
-        node.mass_left -= probability
         level += 1
         _enter(path[level], token, of_path, node.is_off_spine if rank == 0 else 1)
     return end, has_less_likely

@@ -54,7 +54,7 @@ def _with_first(name: str, value: Any) -> dict[str, Any]:
     [
         ([], "learned acceptance"),
         ({}, "form"),
-        (_changed("form", 2), "form"),
+        (_changed("form", 1), "form"),
         (_changed("parameters", None), "parameters"),
         (_changed("parameters", [[[[1.0]]]]), "parameters must have shape"),
         (_changed("squares", [[[[1.0], [1.0, 2.0]]]]), "squares must have shape"),

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from dflash_core.contracts import DraftTree
 from dflash_core.trees.acceptance import AcceptanceModel
 from dflash_core.trees.build import NodeBudget, TreeBuilder, TreeCandidates
-from dflash_core.trees.learning import FADING, LOGIT_SCALE, MOST_BIAS, MOST_RANKS, MOST_SLOPE, STEP
-from dflash_core.trees.scoring import DEPTH_BIAS, DEPTH_SLOPE, MATCH_BIAS, MATCH_SLOPE, RANK_BIAS
+from dflash_core.trees.learning import FADING, LOG_SCALE, MOST_BIAS, MOST_SLOPE, STEP
+from dflash_core.trees.scoring import MATCH_BIAS, MATCH_SLOPE, NONE_BIAS, NONE_SLOPE, RANK_BIAS, SLOPE
 from tests.core.tree_examples import VOCAB, WINDOW, Case, cases
-from tests.core.tree_search_oracle import slow_acceptance, slow_logit, slow_match, slow_rank_bucket, token_paths
+from tests.core.tree_search_oracle import slow_children, slow_match, token_paths
 
 
 def slow_learn(case: Case, committed: list[list[int]], parameters: np.ndarray, squares: np.ndarray) -> None:
@@ -24,39 +24,34 @@ def slow_learn(case: Case, committed: list[list[int]], parameters: np.ndarray, s
         spine = 0
         for depth, truth in enumerate(written[: min(c.max_depth, len(c.token_ids)) if c.token_ids.size else 0], 1):
             tables, sums = parameters[c.context_class, spine], squares[c.context_class, spine]
-            scores = c.scores[depth - 1].tolist()
-            num_listed = next((i for i, score in enumerate(scores) if not score > -math.inf), len(scores))
-            listed = c.token_ids[depth - 1].tolist()[:num_listed]
             continuation, match_len = -1, 0
             if history is not None:
                 continuation, match_len = slow_match([*history, *written[: depth - 1]], history, 2 * WINDOW)
-            missed, hit = (0, 0) if match_len == 0 else (2 * match_len - 3, 2 * match_len - 2)
-            observed = [
-                (slow_rank_bucket(rank), hit if match_len and token == continuation else missed, scores[rank], token)
-                for rank, token in enumerate(listed)
-                if rank < MOST_RANKS or (match_len and token == continuation)
-            ]
-            if match_len and continuation not in listed:
-                observed.append((6, hit, scores[num_listed - 1] if listed else -math.inf, continuation))
-            gradients: dict[tuple[int, int], float] = {(DEPTH_BIAS, depth - 1): 0.0, (DEPTH_SLOPE, depth - 1): 0.0}
-            for match in {missed, hit}:
-                gradients |= {(MATCH_BIAS, match): 0.0, (MATCH_SLOPE, match): 0.0}
-            for bucket in range(observed[-1][0] + 1 if observed else 1):
+            ids, scores, deep = c.token_ids[depth - 1].tolist(), c.scores[depth - 1].tolist(), depth - 1
+            children, left, none = slow_children(tables, depth, ids, scores, continuation, match_len)
+            total = math.fsum(child.weight for child in children) + none
+            error_of_none = none / total - (truth not in [child.token for child in children])
+            gradients = {
+                (SLOPE, deep): 0.0,
+                (NONE_SLOPE, deep): error_of_none * left * LOG_SCALE,
+                (NONE_BIAS, deep): error_of_none,
+            }
+            for bucket in range(1 + max((child.rank_bucket for child in children), default=-1)):
                 gradients[RANK_BIAS, bucket] = 0.0
-            for rank_bucket, match, score, token in observed:
-                logit = slow_logit(score)
-                error = slow_acceptance(tables, depth, rank_bucket, match, logit) - (token == truth)
-                for kind, bucket in ((DEPTH_BIAS, depth - 1), (RANK_BIAS, rank_bucket), (MATCH_BIAS, match)):
-                    gradients[kind, bucket] += error
-                for kind, bucket in ((DEPTH_SLOPE, depth - 1), (MATCH_SLOPE, match)):
-                    gradients[kind, bucket] += error * logit * LOGIT_SCALE
+            for child in children:
+                error = child.weight / total - (child.token == truth)
+                gradients[SLOPE, deep] += error * child.log_q * LOG_SCALE
+                gradients[RANK_BIAS, child.rank_bucket] += error
+                if child.match_len:
+                    gradients[MATCH_BIAS, child.match_len - 2] = error
+                    gradients[MATCH_SLOPE, child.match_len - 2] = error * child.log_q * LOG_SCALE
             for (kind, bucket), gradient in gradients.items():
-                is_slope = kind in (DEPTH_SLOPE, MATCH_SLOPE)
-                most, step = (MOST_SLOPE, STEP * LOGIT_SCALE) if is_slope else (MOST_BIAS, STEP)
+                is_slope = kind in (SLOPE, NONE_SLOPE, MATCH_SLOPE)
+                most, step = (MOST_SLOPE, STEP * LOG_SCALE) if is_slope else (MOST_BIAS, STEP)
                 sums[kind, bucket] = sums[kind, bucket] * FADING + gradient**2
                 moved = tables[kind, bucket] - step * gradient / math.sqrt(sums[kind, bucket] + 1.0)
                 tables[kind, bucket] = np.clip(moved, -most, most)
-            if not listed or listed[0] != truth:
+            if not (children and children[0].rank == 0 and children[0].token == truth):
                 spine = 1
 
 
@@ -148,3 +143,28 @@ def test_it_stays_neutral_where_the_drafter_is_right() -> None:
     assert raw_said == pytest.approx(raw_true, rel=1e-4)
     assert said == pytest.approx(true, rel=0.03)
     assert true > 0.99 * raw_true
+
+
+def test_what_an_unsure_drafter_finds_is_foreseen_too() -> None:
+    """Where it is unsure it keeps most for tokens that it does not list, though one that it lists is right."""
+    rng, num_ranks, depth = np.random.default_rng(2), 12, 3
+    ids = np.tile(np.arange(num_ranks, dtype=np.int32), (depth, 1))
+    builder, budget = TreeBuilder(AcceptanceModel(), None), NodeBudget.of(16 * 8)
+    said, came = np.zeros(2), np.zeros(2)
+    for index in range(400):
+        is_unsure = np.arange(16) % 2
+        logits = (
+            -np.sort(-rng.normal(size=(16, depth, num_ranks)), axis=2) * np.where(is_unsure, 0.5, 3.0)[:, None, None]
+        )
+        truth = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+        listed = np.where(is_unsure, 0.3, 0.99)[:, None, None]
+        scores = np.log(truth * listed).astype(np.float32)
+        batch = builder.build(
+            [TreeCandidates(0, ids, of_depths, depth, 1000, min_nodes=8) for of_depths in scores], budget
+        )
+        committed = [[int(rng.choice(num_ranks, p=p)) for p in of_depths] for of_depths in truth]
+        if index >= 200:
+            said += [batch.expected_tokens[group::2].sum() for group in (0, 1)]
+            came += [sum(map(true_tokens, batch.trees[group::2], truth[group::2])) for group in (0, 1)]
+        builder.learn(batch, committed)
+    np.testing.assert_allclose(said, came, rtol=0.05)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dflash_core.trees.acceptance import AcceptanceModel
 from dflash_core.trees.build import NO_HISTORY, UNLIMITED_WIDTH, NodeBudget, TreeCandidates
 from dflash_core.trees.histories import TokenHistories
-from dflash_core.trees.scoring import DEPTH_SLOPE
+from dflash_core.trees.scoring import NONE_SLOPE, SLOPE
 
 VOCAB = 14
 WINDOW = 64
@@ -42,7 +42,8 @@ def distinct_ids(rng: np.random.Generator, depth: int, num_ranks: int, vocab: in
 def random_model(rng: np.random.Generator, spread: float) -> AcceptanceModel:
     model = AcceptanceModel()
     model.parameters += rng.normal(size=model.parameters.shape) * spread
-    model.parameters[:, :, DEPTH_SLOPE] = np.abs(model.parameters[:, :, DEPTH_SLOPE])
+    slopes = [SLOPE, NONE_SLOPE]
+    model.parameters[:, :, slopes] = np.abs(model.parameters[:, :, slopes])
     return model
 
 

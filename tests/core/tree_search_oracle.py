@@ -57,9 +57,8 @@ def slow_match(tail: Sequence[int], tokens: Sequence[int], num_buckets: int) -> 
     return best_token, best_len
 
 
-def slow_logit(score: float) -> float:
-    bounded = min(max(float(score), -16.0), -1e-6)
-    return bounded - math.log(1.0 - math.exp(bounded))
+def slow_log(score: float) -> float:
+    return min(max(float(score), -16.0), 0.0)
 
 
 def slow_rank_bucket(rank: int) -> int:
@@ -67,12 +66,40 @@ def slow_rank_bucket(rank: int) -> int:
     return sum(rank >= first for first in (1, 2, 3, 5, 8))
 
 
-def slow_acceptance(table: np.ndarray, depth: int, rank_bucket: int, match: int, logit: float) -> float:
-    """`table` `[kinds, buckets]`: depth bias, depth slope, rank bias, match bias, match slope."""
+@dataclass(frozen=True)
+class Child:
+    """A token that a node may be followed by."""
+
+    token: int
+    rank: int  # −1: the history's, and not among the drafter's candidates
+    rank_bucket: int
+    match_len: int  # 0: not how the history went on
+    log_q: float
+    weight: float
+
+
+def slow_children(
+    table: np.ndarray, depth: int, token_ids: Sequence[int], scores: Sequence[float], continuation: int, match_len: int
+) -> tuple[list[Child], float, float]:
+    """By rank, the unlisted last; log(1 − Σ q) and the weight of none of them.
+
+    `table` `[kinds, buckets]`: slope, bias of ranks, slope and bias of none, slope and bias of matches.
+    """
     deep = min(depth - 1, 15)
-    z = table[0, deep] + table[2, rank_bucket]
-    z += table[3, match] + (table[1, deep] + table[4, match]) * logit
-    return 1.0 / (1.0 + math.exp(-z))
+    num_listed = next((i for i, score in enumerate(scores) if not score > -math.inf), len(scores))
+    found = [(token, rank, slow_rank_bucket(rank), slow_log(scores[rank])) for rank, token in enumerate(token_ids)]
+    found = found[:num_listed]
+    left = math.log(max(1.0 - math.fsum(math.exp(log_q) for *_, log_q in found), 1e-5))
+    if match_len and continuation not in token_ids[:num_listed]:
+        found.append((continuation, -1, 6, found[-1][3] if found else -16.0))
+    children = []
+    for token, rank, bucket, log_q in found:
+        z, length = table[0, deep] * log_q + table[1, bucket], 0
+        if match_len and token == continuation:
+            length = match_len
+            z += table[4, length - 2] * log_q + table[5, length - 2]
+        children.append(Child(token, rank, bucket, length, log_q, math.exp(z)))
+    return children, left, math.exp(table[2, deep] * left + table[3, deep])
 
 
 def possible_nodes(
@@ -87,29 +114,21 @@ def possible_nodes(
         depth = len(path) + 1
         if depth > most_depth:
             return
-        scores = c.scores[depth - 1].tolist()
-        num_listed = next((i for i, score in enumerate(scores) if not score > -math.inf), len(scores))
-        listed = list(zip(c.token_ids[depth - 1].tolist()[:num_listed], scores[:num_listed], strict=True))
         continuation, match_len = -1, 0
         if history is not None:
             continuation, match_len = slow_match([*history, *path], history, num_buckets)
-        missed, hit = (0, 0) if match_len == 0 else (2 * match_len - 3, 2 * match_len - 2)
-        rated = [
-            (slow_acceptance(tables[spine], depth, slow_rank_bucket(rank), missed, slow_logit(score)), token, rank == 0)
-            for rank, (token, score) in enumerate(listed)
-            if match_len == 0 or token != continuation
-        ]
-        if match_len:
-            rank = [token for token, _ in listed].index(continuation) if continuation in dict(listed) else -1
-            bucket = slow_rank_bucket(rank) if rank >= 0 else 6
-            logit = slow_logit(listed[rank][1] if listed else -math.inf)  # where it is not listed, the last one's
-            probability_of_match = slow_acceptance(tables[spine], depth, bucket, hit, logit)
-            place = next((i for i, child in enumerate(rated) if probability_of_match >= child[0]), len(rated))
-            rated.insert(place, (probability_of_match, continuation, rank == 0))
-        left, last = 1.0, 1.0
+        ids, scores = c.token_ids[depth - 1].tolist(), c.scores[depth - 1].tolist()
+        children, _, none = slow_children(tables[spine], depth, ids, scores, continuation, match_len)
+        total = math.fsum(child.weight for child in children) + none
+        rated = [(child.weight / total, child.token, child.rank == 0) for child in children if not child.match_len]
+        for child in children:
+            if child.match_len:
+                probability_of_match = child.weight / total
+                place = next((i for i, other in enumerate(rated) if probability_of_match >= other[0]), len(rated))
+                rated.insert(place, (probability_of_match, child.token, child.rank == 0))
+        last = 1.0
         for child_probability, token, is_spine in rated[: c.max_width]:
-            last = min(child_probability, last, left)
-            left -= last
+            last = min(child_probability, last)
             of_path = probability * last
             if of_path < NEGLIGIBLE / c.weight:
                 break
