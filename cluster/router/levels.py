@@ -35,9 +35,13 @@ class DraftLevels:
 
     def level(self, sequence: Sequence) -> float:
         """Of its next draft, no more than it still wants, weighted."""
+        level, most = self.lasting_level(sequence), sequence.weight * (sequence.num_wanted - 1)
+        return level if level < most else most
+
+    def lasting_level(self, sequence: Sequence) -> float:
+        """Of a draft, whatever the sequence still wants, weighted."""
         level = self._mean(_kind(sequence)) if sequence.gain_level is None else sequence.gain_level
-        most = sequence.num_wanted - 1
-        return sequence.weight * (level if level < most else most)
+        return sequence.weight * level
 
     def observe(self, sequence: Sequence, level: float, is_paying: bool) -> None:
         """One draft's gain, over the part of a level that as many nodes bring."""

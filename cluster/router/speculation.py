@@ -25,15 +25,12 @@ from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.target_times import TargetTimes
 from cluster.router.tree_planner import Drafted, PlannedTrees, TreePlanner
+from cluster.router.trials import TRIAL_NODES, Trials
 from dflash_core.trees.build import NodeBudget
 
 Doubles = npt.NDArray[np.float64]
 
 _STEP = 0.15  # of the moving average of nodes
-_TRIAL_SHARE = 0.015  # of the time, for drafts that are not thought to pay
-_PLAIN_TRIAL_SHARE, _ROUNDS_BETWEEN = 0.005, 16  # of the time, for rounds without drafts where these pay
-_FIRST_TRIAL_S, _MOST_TRIAL_S = 0.25, 1.0  # to begin with, when little is known; saved up for either at most
-_TRIAL_NODES = 2  # of a tree at least: without nodes a draft shows nothing
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
 
@@ -55,9 +52,7 @@ class Speculation:
         sizes = NODES[settings.max_tree_nodes >= NODES] if fixed is None else np.array([float(max(1, fixed))])
         self._sizes: Doubles = sizes  # nodes per draft that may be chosen
         self._mean_context = 0.0  # tokens before a root, in the last round
-        self._trial_s = _FIRST_TRIAL_S  # set aside and not used yet
-        self._plain_trial_s = 0.0
-        self._num_drafted_rounds = 0  # since one without drafts
+        self._trials = Trials()
         self._row_s = 0.0  # of the target's time, what a further row costs
         self.promised_tokens = 0.0  # by the drafts chosen last, as their levels say; 0 where nothing is to be learned
         self.is_paying = True  # drafts, for some sequence at least, as far as known
@@ -135,50 +130,44 @@ class Speculation:
         self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
             return wanting
-        self.is_paying = best > 0
-        if best == 0:
-            self._num_drafted_rounds = 0
-        elif self.times.num_micro_batches == 1 and self._tries_plain(found, best):
-            return []
+        pays = best > 0
+        self.is_paying = pays or self._would_pay(wanting, levels, weight, len(running))
         num_chosen = int(found.num_drafts[best])
-        gained = float(found.tokens[best] - found.tokens[0])
-        self.promised_tokens = gained / self._levels.kept(self.times.num_micro_batches)
         others = wanting[num_chosen:]
-        tried = [sequence for sequence in others if sequence.is_on_trial] or self._trials(others, found, best)
+        unfed = np.cumsum([0, *[sequence.num_unfed_tokens for sequence in others]])
+        catch_up_s = unfed * _FEEDING_ROWS * self._row_s
+        if not pays:
+            tried = wanting[: self._trials.of_drafts(found, catch_up_s, self._row_s)] if wanting else []
+            num_chosen = len(tried)
+        elif self.times.num_micro_batches == 1 and self._trials.of_none(found, best):
+            return []
+        else:
+            tried = [sequence for sequence in others if sequence.is_on_trial]
+            if others and not tried:
+                tried = others[: self._trials.of_further(found, best, catch_up_s, self._row_s)]
+        self._promise(found, num_chosen, levels, [sequence.is_fed for sequence in wanting[:num_chosen]])
         for sequence in wanting:
             sequence.is_on_trial, sequence.min_nodes = False, 0
         for sequence in tried:
-            sequence.is_on_trial, sequence.min_nodes = not sequence.is_fed, _TRIAL_NODES
-        return wanting[:num_chosen] + tried
+            sequence.is_on_trial, sequence.min_nodes = not sequence.is_fed, TRIAL_NODES
+        return wanting[:num_chosen] + (tried if pays else [])
 
-    def _tries_plain(self, found: Prospects, best: int) -> bool:
-        """Whether a round goes without drafts though they pay. What it would take is otherwise not seen any more, and
-        whatever slows down rounds with drafts would seem to slow down all."""
-        self._num_drafted_rounds += 1
-        cost_s = float(found.seconds[0]) * (1.0 - float(found.rates[0]) / self.rate)
-        if self._num_drafted_rounds < _ROUNDS_BETWEEN or cost_s > self._plain_trial_s:
+    def _would_pay(self, wanting: list[Sequence], levels: Doubles, weight: float, num_roots: int) -> bool:
+        """Whether drafts would, if none of these were about to end: others will come that are not."""
+        if not wanting:
+            return self.is_paying
+        lasting = np.sort([self._levels.lasting_level(sequence) for sequence in wanting])[::-1]
+        if np.array_equal(lasting, levels):
             return False
-        self._plain_trial_s -= cost_s
-        self._num_drafted_rounds = 0
-        return True
+        return bool(np.argmax(self._prospects(lasting, weight, num_roots, self.times.num_micro_batches).rates) > 0)
 
-    def _trials(self, others: list[Sequence], found: Prospects, best: int) -> list[Sequence]:
-        """Of those that are not thought worth a draft, who gets one nevertheless: as many as the time set aside pays
-        for. One that has to catch up first is on trial until it has its draft.
-
-        They cost what is thought to be lost by them, and drafts and nodes in any case, since it is for want of trust in
-        what is thought that they are made; and that drafters are sent what they have not been sent before.
-        """
-        if not others:
-            return []
-        lost_s = (found.seconds - found.seconds[best]) - (found.tokens - found.tokens[best]) / self.rate
-        costs = np.maximum(lost_s, found.between_s - found.between_s[best])[best:]
-        num_tried = found.num_drafts[best:] - found.num_drafts[best]
-        unfed = np.cumsum([0, *[sequence.num_unfed_tokens for sequence in others]])[num_tried]
-        costs = costs + (num_tried * _TRIAL_NODES + unfed * _FEEDING_ROWS) * self._row_s
-        affordable = int(np.flatnonzero(costs <= self._trial_s)[-1])
-        self._trial_s -= float(costs[affordable])
-        return others[: num_tried[affordable]]
+    def _promise(self, found: Prospects, num_chosen: int, levels: Doubles, are_fed: list[bool]) -> None:
+        """What the first so many are to bring; those that only catch up bring nothing yet."""
+        place = int(np.searchsorted(found.num_drafts, num_chosen))
+        of_chosen = float(levels[:num_chosen].sum())
+        if of_chosen > 0.0:
+            gained = float(found.tokens[place] - found.tokens[0]) * float(levels[:num_chosen] @ are_fed) / of_chosen
+            self.promised_tokens = gained / self._levels.kept(self.times.num_micro_batches)
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""
@@ -220,8 +209,7 @@ class Speculation:
         self.times.observe_round(load, verify_s)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)
         if taken_up_s is not None:
-            self._trial_s = min(self._trial_s + _TRIAL_SHARE * taken_up_s, _MOST_TRIAL_S)
-            self._plain_trial_s = min(self._plain_trial_s + _PLAIN_TRIAL_SHARE * taken_up_s, _MOST_TRIAL_S)
+            self._trials.save(taken_up_s)
         if planned.drafted:
             per_draft = planned.num_nodes / len(planned.drafted)
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)

@@ -20,6 +20,7 @@ from dflash_core.errors import InvalidSettings
 from dflash_core.trees.acceptance import AcceptanceModel, context_class
 from dflash_core.trees.build import NO_HISTORY, UNLIMITED_WIDTH, NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
 from dflash_core.trees.histories import TokenHistories
+from dflash_core.trees.worth import Worth
 
 # With a fixed budget, a sequence whose drafts are good may take this many times its share from those whose are not.
 _MOST_SHARES = 2
@@ -90,7 +91,7 @@ class TreePlanner:
         self._histories = TokenHistories() if settings.learns_acceptance else None
         self._nodes_per_tree = float(settings.tree_budget or settings.max_tree_nodes)
         self._draw = random.Random(0).randrange  # a fixed seed: routers are the same from run to run
-        self._builder = TreeBuilder(AcceptanceModel(), self._histories)
+        self._builder = TreeBuilder(AcceptanceModel(), self._histories, Worth() if settings.learns_acceptance else None)
 
     def as_dict(self) -> dict[str, Any]:
         """What was learned of the pair; `restore` takes it."""

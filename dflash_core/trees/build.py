@@ -24,6 +24,7 @@ from dflash_core.trees.matches import Histories
 from dflash_core.trees.packed import MAX_WEIGHT, NEGLIGIBLE, Candidates, Found
 from dflash_core.trees.search import find_nodes
 from dflash_core.trees.selection import Selection, select_nodes, take_nodes
+from dflash_core.trees.worth import Worth
 
 UNLIMITED_WIDTH = 1 << 30
 NO_HISTORY = -1
@@ -84,11 +85,16 @@ class TreeBatch:
 
 
 class TreeBuilder:
-    """One search over all sequences of a batch. `histories` None: nothing is known of how sequences went on."""
+    """One search over all sequences of a batch.
 
-    def __init__(self, model: AcceptanceModel, histories: TokenHistories | None) -> None:
+    `histories` None: nothing is known of how sequences went on. `worth` None: tokens are worth the same everywhere;
+    where the number of nodes is fixed they are so anyway.
+    """
+
+    def __init__(self, model: AcceptanceModel, histories: TokenHistories | None, worth: Worth | None = None) -> None:
         self.model = model
         self.histories = histories
+        self._worth = worth
         self._no_histories = TokenHistories(window=8)
         self._threshold = _FIRST_THRESHOLD
         self._warm_up()
@@ -101,6 +107,8 @@ class TreeBuilder:
         less than `NEGLIGIBLE` is no candidate.
         """
         packed = _pack(candidates)
+        if self._worth is not None and budget.rate > 0.0:
+            packed = self._worth.weigh(packed)
         found, chosen = self._search(packed, budget.rate * budget.seconds)
         taken = take_nodes(packed.roots, packed.weights, found, chosen.cutoff, chosen.num_equal)
         return TreeBatch(taken.token_ids, taken.depths, taken.num_rows.tolist(), taken.expected, packed)
@@ -143,6 +151,8 @@ class TreeBuilder:
     def _warm_up(self) -> None:
         """Compiles (or loads from the cache) the kernels, so that the first round does not wait for them."""
         one = TreeCandidates(0, np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32), max_depth=1, max_nodes=1)
+        if self._worth is not None:
+            Worth().weigh(_pack([one]))
         batch = self.build([one], NodeBudget.of(1))
         learn(
             batch.packed,

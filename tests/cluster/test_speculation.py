@@ -29,7 +29,7 @@ class Setup:
         self.link = TargetLink(target, 256)
         self.planner = TreePlanner(RouterSettings(**settings))  # type: ignore[arg-type]
         self.speculation = Speculation(self.link, RouterSettings(**settings), self.planner)  # type: ignore[arg-type]
-        self.speculation._trial_s = 0.0  # what is set aside to begin with is spent
+        self.speculation._trials._drafts_s = 0.0  # what is set aside to begin with is spent
         self.sequences = [self.sequence(f"s{i}") for i in range(num_sequences)]
         for sequence in self.sequences:
             self.link.sequences[sequence] = None
@@ -87,19 +87,36 @@ def test_a_sequence_whose_drafts_bring_nothing_is_left_out() -> None:
 def test_what_does_not_pay_is_tried_again_for_a_small_share_of_the_time() -> None:
     setup = Setup(4)
     setup.set_gains(0.0, 0.0, 0.0, 0.0)
-    num_trials, num_rounds = 0, 2_000
+    num_rounds, nums_drafted = 2_000, []
     for _ in range(num_rounds):
         setup.run_plainly(1)
-        num_trials += bool(setup.speculation.choose_drafted(setup.sequences, setup.sequences))
+        nums_drafted.append(len(setup.speculation.choose_drafted(setup.sequences, setup.sequences)))
+    num_trials = np.count_nonzero(nums_drafted)
     assert num_trials > 0
     drafting_s = 5e-3 - 1e-3
     assert num_trials * drafting_s <= 0.02 * num_rounds * (setup.verify_s(4) + 1e-3)
+    runs = "".join(map(str, nums_drafted)).strip("0")
+    assert set(runs.replace("0", " ").split()) == {"4444"}, "all of them, in a few rounds in a row"
 
 
 def test_drafts_are_not_wanted_for_a_last_token() -> None:
     setup = Setup(1)
     last = setup.sequence("last", max_tokens=1)
     assert setup.speculation.choose_drafted([last], [last]) == []
+
+
+def test_a_sequence_that_ends_does_not_say_that_drafts_pay_no_more() -> None:
+    """Else the next one's features would not go to the drafter from its first token on."""
+    setup = Setup(1, between_s=15e-3)
+    setup.run_plainly(8)
+    for num_wanted, num_drafted in ((100, 1), (2, 0), (1, 0)):
+        sequence = setup.sequence("ending", max_tokens=num_wanted)
+        sequence.gain_level = 4.0
+        assert len(setup.speculation.choose_drafted([sequence], [sequence])) == num_drafted
+        assert setup.speculation.is_paying
+    setup.set_gains(0.0)
+    setup.speculation.choose_drafted(setup.sequences, setup.sequences)
+    assert not setup.speculation.is_paying
 
 
 def test_an_interactive_request_is_drafted_for_before_a_batch_one() -> None:

@@ -1,0 +1,88 @@
+"""Rounds that go against what is thought to pay, to see whether it is so: a little of the time is saved up for them.
+
+What is not done is not seen any more, and whatever is believed of it stays so, true or not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.router.prospects import Prospects
+
+Doubles = npt.NDArray[np.float64]
+
+TRIAL_NODES = 2  # of a tree at least: without nodes a draft shows nothing
+_DRAFTS_SHARE = 0.015  # of the time, for drafts that are not thought to pay
+_PLAIN_SHARE, _ROUNDS_BETWEEN = 0.005, 16  # of the time, for rounds without drafts where these pay
+_FIRST_S, _MOST_S = 0.25, 1.0  # to begin with, when little is known; saved up for either at most
+# Of a trial of drafts where none are thought to pay. One sequence's draft in one round says little of what drafts for
+# all of them would bring, and less of what they would take: drafters take hardly longer for many than for one.
+_ROUNDS_OF_TRIAL = 4
+
+
+class Trials:
+    """Of one target."""
+
+    def __init__(self) -> None:
+        self._drafts_s, self._plain_s = _FIRST_S, 0.0  # set aside and not used yet
+        self._num_drafted_rounds = 0  # since one without drafts
+        self._num_rounds_left, self._num_tried = 0, 0  # of the trial that is under way
+
+    def save(self, taken_up_s: float) -> None:
+        """A round has taken so long."""
+        self._drafts_s = min(self._drafts_s + _DRAFTS_SHARE * taken_up_s, _MOST_S)
+        self._plain_s = min(self._plain_s + _PLAIN_SHARE * taken_up_s, _MOST_S)
+
+    def of_none(self, found: Prospects, best: int) -> bool:
+        """Whether a round goes without drafts though they pay (`best` > 0). What it would take is otherwise not seen
+        any more, and whatever slows down rounds with drafts would seem to slow down all."""
+        self._num_rounds_left = 0
+        self._num_drafted_rounds += 1
+        cost_s = float(found.seconds[0]) * (1.0 - float(found.rates[0] / found.rates[best]))
+        if self._num_drafted_rounds < _ROUNDS_BETWEEN or cost_s > self._plain_s:
+            return False
+        self._plain_s -= cost_s
+        self._num_drafted_rounds = 0
+        return True
+
+    def of_further(self, found: Prospects, best: int, catch_up_s: Doubles, row_s: float) -> int:
+        """How many sequences get a draft beside those for which it pays: as many as the time set aside pays for.
+
+        They cost what is thought to be lost by them, and drafts and nodes in any case, since it is for want of trust in
+        what is thought that they are made; and that drafters are sent what they have not been sent before.
+
+        Args:
+            catch_up_s: `[further sequences + 1]`, for the first so many of them.
+            row_s: of the target's time.
+        """
+        num_tried = found.num_drafts[best:] - found.num_drafts[best]
+        costs = _cost_s(found, best, row_s) + catch_up_s[num_tried]
+        affordable = int(np.flatnonzero(costs <= self._drafts_s)[-1])
+        self._drafts_s -= float(costs[affordable])
+        return int(num_tried[affordable])
+
+    def of_drafts(self, found: Prospects, catch_up_s: Doubles, row_s: float) -> int:
+        """How many sequences get a draft where it is thought to pay for none: in each of a few rounds in a row, as many
+        as can ever be paid for, as soon as they can. Arguments as of `of_further`."""
+        self._num_drafted_rounds = 0
+        if self._num_rounds_left == 0:
+            costs = _ROUNDS_OF_TRIAL * _cost_s(found, 0, row_s) + catch_up_s[found.num_drafts]
+            chosen = max(1, int(np.flatnonzero(costs <= _MOST_S)[-1]))
+            cost_s = min(float(costs[chosen]), _MOST_S)
+            if self._drafts_s < cost_s:
+                return 0
+            self._drafts_s -= cost_s
+            self._num_tried = int(found.num_drafts[chosen])
+            self._num_rounds_left = _ROUNDS_OF_TRIAL + (catch_up_s[self._num_tried] > 0.0)
+        self._num_rounds_left -= 1
+        return self._num_tried
+
+
+def _cost_s(found: Prospects, best: int, row_s: float) -> Doubles:
+    """Of one round with as many drafts as `found` has from `best` on; what the drafters lack is not among it."""
+    rate = found.rates[best]
+    lost_s = (found.seconds - found.seconds[best]) - (found.tokens - found.tokens[best]) / rate
+    costs: Doubles = np.maximum(lost_s, found.between_s - found.between_s[best])
+    costs += (found.num_drafts - found.num_drafts[best]) * TRIAL_NODES * row_s
+    return costs[best:]
