@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
 from collections.abc import Callable
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numba
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
+_SETTINGS = cast(Any, numba.config)
 
 
 def jit(function: _Function) -> _Function:
-    """Compiles `function` on its first call, without the GIL, and caches the machine code on disk.
+    """Compiles `function` on its first call, without the GIL, and keeps the machine code on disk.
 
-    numba's cache notices a change of the function's own file only, not of a function it calls from another file: so a
-    kernel and the helpers it calls live in one file.
+    Machine code has that of the functions it calls in it. numba's own cache looks at the outer function's file only, and
+    would go on with what it compiled from helpers that have changed since. So here it has a folder for each state of
+    the sources beside the function: what compiled functions call is in the same folder as they.
     """
-    return cast(_Function, numba.njit(cache=True, nogil=True)(function))
+    given = _SETTINGS.CACHE_DIR
+    _SETTINGS.CACHE_DIR = str(_cache_folder(Path(function.__code__.co_filename).parent, given))
+    try:
+        return cast(_Function, numba.njit(cache=True, nogil=True)(function))
+    finally:
+        _SETTINGS.CACHE_DIR = given
+
+
+@functools.cache
+def _cache_folder(sources: Path, given: str) -> Path:
+    """`given`: what the user has set as `NUMBA_CACHE_DIR`, or nothing. Else beside the sources, as Python's own."""
+    state = hashlib.sha256()
+    for path in sorted(sources.glob("*.py")):
+        state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    if given:
+        parent = Path(given)
+    elif os.access(sources, os.W_OK):
+        parent = sources / "__pycache__"
+    else:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dflash-serve"
+    return parent / f"numba-{state.hexdigest()[:16]}"

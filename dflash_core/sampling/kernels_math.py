@@ -1,7 +1,6 @@
 """Arithmetic of the numba kernels: the noise, and logarithm and exponential that LLVM can turn into vector code.
 
-These are fixed by known answers. `kernels_cpu` inlines them, and numba's cache does not see a change here: touch that
-file too.
+These are fixed by known answers.
 """
 
 from __future__ import annotations

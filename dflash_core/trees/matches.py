@@ -1,7 +1,4 @@
-"""How a sequence went on where it had a path's last tokens before.
-
-numba's cache of `search`, `learning` and `histories`, which inline this, does not see a change here: touch those too.
-"""
+"""How a sequence went on where it had a path's last tokens before."""
 
 from __future__ import annotations
 

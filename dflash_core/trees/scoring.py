@@ -2,8 +2,6 @@
 
 One of the drafter's candidates is right or none is, and one more may be known from the sequence's own history. Of each
 there is a weight; what is likely is a weight's part of their sum.
-
-numba's cache of `search` and `learning`, which inline this, does not see a change here: touch those files too.
 """
 
 from __future__ import annotations

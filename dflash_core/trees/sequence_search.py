@@ -1,7 +1,4 @@
-"""The nodes of one sequence that are likely enough, found by a walk in preorder over all that it could have.
-
-numba's cache of `search`, which inlines this, does not see a change here: touch that file too.
-"""
+"""The nodes of one sequence that are likely enough, found by a walk in preorder over all that it could have."""
 
 from __future__ import annotations
 
