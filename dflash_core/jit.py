@@ -18,9 +18,9 @@ _SETTINGS = cast(Any, numba.config)
 def jit(function: _Function) -> _Function:
     """Compiles `function` on its first call, without the GIL, and keeps the machine code on disk.
 
-    Machine code has that of the functions it calls in it. numba's own cache looks at the outer function's file only, and
-    would go on with what it compiled from helpers that have changed since. So here it has a folder for each state of
-    the sources beside the function: what compiled functions call is in the same folder as they.
+    Machine code has that of the functions it calls in it. numba's own cache looks at the outer function's file only,
+    and would go on with what it compiled from helpers that have changed since. So here it has a folder for each state
+    of the sources beside the function: what compiled functions call is in the same folder as they.
     """
     given = _SETTINGS.CACHE_DIR
     _SETTINGS.CACHE_DIR = str(_cache_folder(Path(function.__code__.co_filename).parent, given))
