@@ -33,6 +33,7 @@ Doubles = npt.NDArray[np.float64]
 _STEP = 0.15  # of the moving average of nodes
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
+_LASTING_TOKENS = 16
 
 
 class Speculation:
@@ -133,24 +134,28 @@ class Speculation:
         pays = best > 0
         self.is_paying = pays or self._would_pay(wanting, levels, weight, len(running))
         num_chosen = int(found.num_drafts[best])
-        others = wanting[num_chosen:]
-        unfed = np.cumsum([0, *[sequence.num_unfed_tokens for sequence in others]])
-        catch_up_s = unfed * _FEEDING_ROWS * self._row_s
         if not pays:
-            tried = wanting[: self._trials.of_drafts(found, catch_up_s, self._row_s)] if wanting else []
-            num_chosen = len(tried)
+            lasting = [place for place, sequence in enumerate(wanting) if _is_lasting(sequence)]
+            chosen, levels = [wanting[place] for place in lasting], levels[lasting]
+            num_tried = self._trials.of_drafts(found, len(lasting), self._catch_up_s(chosen), self._row_s)
+            chosen = tried = chosen[:num_tried]
         elif self.times.num_micro_batches == 1 and self._trials.of_none(found, best):
             return []
         else:
+            chosen, others = wanting[:num_chosen], wanting[num_chosen:]
             tried = [sequence for sequence in others if sequence.is_on_trial]
             if others and not tried:
-                tried = others[: self._trials.of_further(found, best, catch_up_s, self._row_s)]
-        self._promise(found, num_chosen, levels, [sequence.is_fed for sequence in wanting[:num_chosen]])
+                tried = others[: self._trials.of_further(found, best, self._catch_up_s(others), self._row_s)]
+        self._promise(found, chosen, levels[: len(chosen)])
         for sequence in wanting:
             sequence.is_on_trial, sequence.min_nodes = False, 0
         for sequence in tried:
             sequence.is_on_trial, sequence.min_nodes = not sequence.is_fed, TRIAL_NODES
-        return wanting[:num_chosen] + (tried if pays else [])
+        return chosen + (tried if pays else [])
+
+    def _catch_up_s(self, sequences: list[Sequence]) -> Doubles:
+        """`[sequences + 1]`: of the target's time, what the drafters of the first so many are to be sent first."""
+        return np.cumsum([0, *[sequence.num_unfed_tokens for sequence in sequences]]) * (_FEEDING_ROWS * self._row_s)
 
     def _would_pay(self, wanting: list[Sequence], levels: Doubles, weight: float, num_roots: int) -> bool:
         """Whether drafts would, if none of these were about to end: others will come that are not."""
@@ -161,12 +166,12 @@ class Speculation:
             return False
         return bool(np.argmax(self._prospects(lasting, weight, num_roots, self.times.num_micro_batches).rates) > 0)
 
-    def _promise(self, found: Prospects, num_chosen: int, levels: Doubles, are_fed: list[bool]) -> None:
-        """What the first so many are to bring; those that only catch up bring nothing yet."""
-        place = int(np.searchsorted(found.num_drafts, num_chosen))
-        of_chosen = float(levels[:num_chosen].sum())
+    def _promise(self, found: Prospects, chosen: list[Sequence], levels: Doubles) -> None:
+        """What these are to bring; those that only catch up bring nothing yet."""
+        place, of_chosen = int(np.searchsorted(found.num_drafts, len(chosen))), float(levels.sum())
         if of_chosen > 0.0:
-            gained = float(found.tokens[place] - found.tokens[0]) * float(levels[:num_chosen] @ are_fed) / of_chosen
+            of_fed = float(levels @ [sequence.is_fed for sequence in chosen])
+            gained = float(found.tokens[place] - found.tokens[0]) * of_fed / of_chosen
             self.promised_tokens = gained / self._levels.kept(self.times.num_micro_batches)
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
@@ -229,3 +234,8 @@ class Speculation:
         gain = 0.5 * (expected_tokens - 1.0 + num_accepted)
         self._levels.observe(sequence, gain / shape, self.is_paying)
         return sequence.weight * gain
+
+
+def _is_lasting(sequence: Sequence) -> bool:
+    """Whether it is worth a trial: one that is about to end, once its drafter has caught up, tells next to nothing."""
+    return sequence.num_wanted > min(_LASTING_TOKENS, sequence.request.max_tokens // 2)

@@ -62,18 +62,21 @@ class Trials:
         self._drafts_s -= float(costs[affordable])
         return int(num_tried[affordable])
 
-    def of_drafts(self, found: Prospects, catch_up_s: Doubles, row_s: float) -> int:
-        """How many sequences get a draft where it is thought to pay for none: in each of a few rounds in a row, as many
-        as can ever be paid for, as soon as they can. Arguments as of `of_further`."""
+    def of_drafts(self, found: Prospects, most: int, catch_up_s: Doubles, row_s: float) -> int:
+        """How many of `most` sequences get a draft where it is thought to pay for none: in each of a few rounds in a
+        row, as many as can ever be paid for, as soon as they can. Other arguments as of `of_further`."""
         self._num_drafted_rounds = 0
+        if most == 0:
+            return 0
         if self._num_rounds_left == 0:
-            costs = _ROUNDS_OF_TRIAL * _cost_s(found, 0, row_s) + catch_up_s[found.num_drafts]
+            num_drafts = found.num_drafts[found.num_drafts <= most]
+            costs = _ROUNDS_OF_TRIAL * _cost_s(found, 0, row_s)[: len(num_drafts)] + catch_up_s[num_drafts]
             chosen = max(1, int(np.flatnonzero(costs <= _MOST_S)[-1]))
             cost_s = min(float(costs[chosen]), _MOST_S)
             if self._drafts_s < cost_s:
                 return 0
             self._drafts_s -= cost_s
-            self._num_tried = int(found.num_drafts[chosen])
+            self._num_tried = int(num_drafts[chosen])
             self._num_rounds_left = _ROUNDS_OF_TRIAL + (catch_up_s[self._num_tried] > 0.0)
         self._num_rounds_left -= 1
         return self._num_tried

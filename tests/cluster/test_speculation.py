@@ -99,6 +99,15 @@ def test_what_does_not_pay_is_tried_again_for_a_small_share_of_the_time() -> Non
     assert set(runs.replace("0", " ").split()) == {"4444"}, "all of them, in a few rounds in a row"
 
 
+def test_who_is_about_to_end_is_not_tried() -> None:
+    setup = Setup(4)
+    setup.run_plainly(2_000)
+    setup.set_gains(0.0, 0.0, 0.0, 0.0)
+    for sequence in setup.sequences[1:]:
+        sequence.num_wanted = 10
+    assert setup.speculation.choose_drafted(setup.sequences, setup.sequences) == setup.sequences[:1]
+
+
 def test_drafts_are_not_wanted_for_a_last_token() -> None:
     setup = Setup(1)
     last = setup.sequence("last", max_tokens=1)
