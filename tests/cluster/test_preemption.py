@@ -155,8 +155,9 @@ async def test_of_several_preempted_in_one_round_the_first_comes_back_first() ->
 
 
 async def test_a_finished_sequence_s_blocks_go_to_the_next_in_the_very_next_round() -> None:
-    """The round that frees them opens it: the router need not hear of them first."""
-    async with make_world(6, strategy="none") as world:
+    """The round that frees them opens it: the router need not hear of them first. Of two micro-batches that were a
+    matter of which one the next is dealt to."""
+    async with make_world(6, strategy="none", micro_batches=1) as world:
         target = world.add_target(num_blocks=10, kv_block_size=8, prefix_caching=False)
         requests = [long_request(world, "longest", 20, 30), long_request(world, "first", 20, 12)]
         requests.append(long_request(world, "second", 20, 12))
