@@ -33,7 +33,7 @@ Doubles = npt.NDArray[np.float64]
 _STEP = 0.15  # of the moving average of nodes
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
-_LASTING_TOKENS = 16
+_LASTING_TOKENS = 16  # still wanted by a sequence that is worth a trial, or half of what it may write
 
 
 class Speculation:
@@ -133,7 +133,6 @@ class Speculation:
             return wanting
         pays = best > 0
         self.is_paying = pays or self._would_pay(wanting, levels, weight, len(running))
-        num_chosen = int(found.num_drafts[best])
         if not pays:
             lasting = [place for place, sequence in enumerate(wanting) if _is_lasting(sequence)]
             chosen, levels = [wanting[place] for place in lasting], levels[lasting]
@@ -142,6 +141,7 @@ class Speculation:
         elif self.times.num_micro_batches == 1 and self._trials.of_none(found, best):
             return []
         else:
+            num_chosen = int(found.num_drafts[best])
             chosen, others = wanting[:num_chosen], wanting[num_chosen:]
             tried = [sequence for sequence in others if sequence.is_on_trial]
             if others and not tried:
