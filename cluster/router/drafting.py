@@ -152,12 +152,15 @@ class DraftStage:
 
     def _orders(self, sequences: list[Sequence]) -> dict[DrafterLink, _Order]:
         orders: dict[DrafterLink, _Order] = {}
-        ready: list[Sequence] = []
-        running = [sequence for sequence in sequences if sequence.phase is Phase.RUNNING]
+        running: list[Sequence] = []
+        ready: list[Sequence] = []  # of the running ones, who could be drafted for
         for sequence in sequences:
-            self._settle_drafter(sequence)
-            sequence.is_announced = True
             link = sequence.drafter
+            if link is None or link.is_lost or link.is_slow:
+                link = self._settle_drafter(sequence)
+            sequence.is_announced = True
+            if sequence.phase is Phase.RUNNING:
+                running.append(sequence)
             if link is None or link in self._in_flight:
                 continue
             if not sequence.drafter_knows and (self._speculation.is_paying or sequence.refill_from is not None):
@@ -172,7 +175,8 @@ class DraftStage:
                 ready.append(sequence)
         for sequence in ready:
             sequence.num_unasked += 1
-        for sequence in self._speculation.choose_drafted(ready, running):
+        chosen = self._speculation.choose_drafted(ready, running)
+        for sequence in chosen:
             assert sequence.drafter is not None, f"{sequence.key} is ready without a drafter"
             sequence.num_unasked = 0
             order = orders.setdefault(sequence.drafter, _Order())
@@ -182,27 +186,27 @@ class DraftStage:
                 sequence.feed_again()
             else:
                 self._open(sequence, order)
-        for sequence in ready:
-            if sequence.num_unasked >= MOST_UNASKED_ROUNDS and sequence.is_fed:
-                sequence.stop_feeding()
+        if len(chosen) < len(ready):
+            for sequence in ready:
+                if sequence.num_unasked >= MOST_UNASKED_ROUNDS and sequence.is_fed:
+                    sequence.stop_feeding()
         return orders
 
-    def _settle_drafter(self, sequence: Sequence) -> None:
+    def _settle_drafter(self, sequence: Sequence) -> DrafterLink | None:
         """Sequences stick to their drafter, and move when it is gone, or slow while another one is not."""
         held = sequence.drafter
         if held is not None:
-            if not (held.is_lost or held.is_slow):
-                return
             if not held.is_lost:
                 other = self._pool.choose_drafter(self._target)
                 if other is None or other.is_slow:
-                    return
+                    return held
                 logger.info("sequence %s leaves drafter %r, which is slow", sequence.key, held.address)
             sequence.leave_drafter()
         if self._planner.most_nodes(sequence) > 0:
             link = self._pool.choose_drafter(self._target)
             if link is not None:
                 sequence.join_drafter(link)
+        return sequence.drafter
 
     def _open(self, sequence: Sequence, order: _Order) -> None:
         order.opens.append((sequence.key, 0))

@@ -6,9 +6,14 @@ have.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
+
+import numpy as np
+import numpy.typing as npt
+
 from cluster.router.sequence import Sequence
-from dflash_core.contracts import DEFAULT_RANKING
-from dflash_core.trees.acceptance import context_class
+
+Doubles = npt.NDArray[np.float64]
 
 FIRST_LEVEL = 2.0  # before any draft of a kind of request was seen
 _MEAN_STEP, _TRIAL_STEP = 0.02, 0.05  # of a mean over sequences; while all are on trial, few tell of the rest
@@ -30,23 +35,28 @@ class DraftLevels:
         self._promised, self._brought = [0.0, 0.0], [0.0, 0.0]
 
     def as_dict(self) -> dict[str, float]:
-        """By `acceptance.context_class`, for export."""
+        """By `Sequence.kind`, for export."""
         return {str(kind): mean for kind, mean in self._means.items()}
 
-    def level(self, sequence: Sequence) -> float:
-        """Of its next draft, no more than it still wants, weighted."""
-        level, most = self.lasting_level(sequence), sequence.weight * (sequence.num_wanted - 1)
-        return level if level < most else most
+    def of_next_drafts(self, sequences: Many[Sequence]) -> Doubles:
+        """`[sequences]`: of each one's next draft, no more than it still wants, weighted."""
+        most = np.array([sequence.weight * (sequence.num_wanted - 1) for sequence in sequences], np.float64)
+        return np.minimum(self.of_lasting_drafts(sequences), most)
 
-    def lasting_level(self, sequence: Sequence) -> float:
-        """Of a draft, whatever the sequence still wants, weighted."""
-        level = self._mean(_kind(sequence)) if sequence.gain_level is None else sequence.gain_level
-        return sequence.weight * level
+    def of_lasting_drafts(self, sequences: Many[Sequence]) -> Doubles:
+        """`[sequences]`: of a draft, whatever the sequence still wants, weighted."""
+        means = self._means
+        levels = [
+            sequence.weight
+            * (means.get(sequence.kind, FIRST_LEVEL) if sequence.gain_level is None else sequence.gain_level)
+            for sequence in sequences
+        ]
+        return np.array(levels, np.float64)
 
     def observe(self, sequence: Sequence, level: float, is_paying: bool) -> None:
         """One draft's gain, over the part of a level that as many nodes bring."""
-        kind = _kind(sequence)
-        mean = self._mean(kind)
+        kind = sequence.kind
+        mean = self._means.get(kind, FIRST_LEVEL)
         num_seen = self._num_seen[kind] = self._num_seen.get(kind, 0) + 1
         mean += max(_MEAN_STEP if is_paying else _TRIAL_STEP, 1.0 / (num_seen + 1)) * (level - mean)
         self._means[kind] = mean
@@ -77,11 +87,3 @@ class DraftLevels:
         """A round had no drafts."""
         index = num_micro_batches - 1
         self._brought[index] += _FADING * (self._promised[index] - self._brought[index])
-
-    def _mean(self, kind: int) -> float:
-        return self._means.get(kind, FIRST_LEVEL)
-
-
-def _kind(sequence: Sequence) -> int:
-    """Requests with the same one are sampled alike."""
-    return context_class(sequence.request.sampling, DEFAULT_RANKING)

@@ -43,6 +43,7 @@ class TargetLink:
         self.free_blocks = self.info.num_blocks  # as the target last told, and what was given back since
         self.num_claimed_blocks = 0  # by the sequences that are here, beyond those that they hold
         self.num_uncached_tokens = 0  # of theirs, those that are still to be computed, as far as known
+        self.num_in_micro_batch = [0, 0]  # sequences of either micro-batch
         self.prefixes = KnownPrefixes(max(1, self.info.num_blocks * self.info.kv_block_size // PREFIX_BLOCK_TOKENS))
         self.releases: list[SequenceKey] = []
         self.wake = asyncio.Event()
@@ -130,7 +131,21 @@ class TargetLink:
         self.num_claimed_blocks -= sequence.num_claimed_blocks
         self.num_uncached_tokens -= sequence.num_uncached_tokens
         sequence.num_claimed_blocks = sequence.num_uncached_tokens = sequence.num_expected_tokens = 0
-        sequence.target = sequence.micro_batch = None
+        self.move(sequence, None)
+        sequence.target = None
+
+    @property
+    def num_newcomers(self) -> int:
+        """Sequences that are in no micro-batch yet."""
+        return len(self.sequences) - sum(self.num_in_micro_batch)
+
+    def move(self, sequence: Sequence, micro_batch: int | None) -> None:
+        """To a micro-batch, or out of the one that it is in."""
+        if sequence.micro_batch is not None:
+            self.num_in_micro_batch[sequence.micro_batch] -= 1
+        if micro_batch is not None:
+            self.num_in_micro_batch[micro_batch] += 1
+        sequence.micro_batch = micro_batch
 
     def reopen(self, sequence: Sequence) -> None:
         """The target will hold it anew, as the youngest. Its blocks count as held until the target tells."""

@@ -6,8 +6,6 @@ import asyncio
 import logging
 from typing import Protocol
 
-import numpy as np
-
 from cluster.router.clock import now
 from cluster.router.committing import SequenceKeeper, commit_round
 from cluster.router.drafting import DrafterPool, DraftStage
@@ -164,7 +162,7 @@ class MicroBatch:
         with self._timings.stage(LEARN):
             expected_tokens, drafted_tokens, brought_tokens = 0.0, 0, 0.0
             expected_of_trees = planned.batch.expected_tokens.tolist()
-            shape = float(shape_at(np.array(planned.num_nodes / len(planned.drafted))))
+            shape = shape_at(planned.num_nodes / len(planned.drafted))
             for entry in planned.drafted:
                 outcome, expected = outcomes[entry.place], expected_of_trees[entry.place]
                 if outcome is not None:

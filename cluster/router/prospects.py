@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from dflash_core.jit import jit
 
 Doubles = npt.NDArray[np.float64]
 Longs = npt.NDArray[np.int64]
 
 # Tokens that a draft brings with so many nodes, over those with 32: half way between temperatures 0 and 1 as recorded
 # of the embedded pair (benchmarks/results/scores-cpu.json). Each sequence has its own level; the shape is taken as one.
-NODES = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
+_LEAST_LOG = -2.0
+NODES = 2.0 ** np.arange(_LEAST_LOG, 9.0)  # 1/4 … 256
 _SHAPE = np.array([0.07, 0.14, 0.28, 0.45, 0.67, 0.81, 0.91, 1.0, 1.07, 1.12, 1.16])
-_LOG_NODES = np.log2(NODES)
 
 
-def shape_at(nodes_per_draft: Doubles) -> Doubles:
+@jit
+def shape_at(nodes_per_draft: float) -> float:
     """Of the gain at 32 nodes, the part that so many bring. Below a quarter of a node and above 256 as there."""
-    shape: Doubles = np.interp(np.log2(np.maximum(nodes_per_draft, NODES[0])), _LOG_NODES, _SHAPE)
-    return shape
+    place = math.log2(max(nodes_per_draft, 0.25)) - _LEAST_LOG
+    left = min(int(place), len(_SHAPE) - 2)
+    low, high = _SHAPE[left], _SHAPE[left + 1]
+    return float(low + min(place - left, 1.0) * (high - low))
 
 
 class Prospects(NamedTuple):
@@ -36,19 +43,29 @@ class Prospects(NamedTuple):
         return self.tokens / self.seconds
 
 
+@functools.cache
 def num_drafts_to_try(most: int) -> Longs:
-    """0, the powers of two, and all."""
+    """0, the powers of two, and all. Read only."""
     powers = [1 << i for i in range(most.bit_length())]
     return np.array(sorted({0, most, *powers}), np.int64)
 
 
-def cycle_s(verify_s: Doubles, between_s: Doubles, num_micro_batches: int) -> Doubles:
+@jit
+def cycle_s(verify_s: float, between_s: float, num_micro_batches: int) -> float:
     """The target's time that a round takes up: with two in flight, what lies between rounds hides behind the other one,
     as far as that is long enough."""
     if num_micro_batches == 1:
         return verify_s + between_s
-    hidden: Doubles = np.maximum(verify_s, 0.5 * (verify_s + between_s))
-    return hidden
+    return max(verify_s, 0.5 * (verify_s + between_s))
+
+
+@jit
+def cycles_s(verify_s: Doubles, between_s: float, num_micro_batches: int) -> Doubles:
+    """`cycle_s` of each."""
+    found = np.empty(len(verify_s))
+    for i in range(len(verify_s)):
+        found[i] = cycle_s(verify_s[i], between_s, num_micro_batches)
+    return found
 
 
 def prospects(
@@ -62,13 +79,54 @@ def prospects(
     nodes_per_draft: Doubles,  # to try, rising
 ) -> Prospects:
     """Each number of drafts goes to those sequences that gain most."""
-    gains = np.concatenate([np.zeros(1), np.cumsum(levels)])[num_drafts]
-    rows = num_roots + np.rint(num_drafts[:, None] * nodes_per_draft[None]).astype(np.int64)
-    tokens = sure_tokens + gains[:, None] * shape_at(nodes_per_draft)[None]
-    fits = rows < len(verify_s)
-    fits[:, 0] = True  # as many nodes as fit, however few
-    seconds = cycle_s(verify_s[np.minimum(rows, len(verify_s) - 1)], between_s[:, None], num_micro_batches)
-    rates = np.where(fits, tokens / seconds, -np.inf)
-    best = rates.argmax(axis=1)
-    each = np.arange(len(num_drafts))
-    return Prospects(num_drafts, tokens[each, best], seconds[each, best], between_s)
+    tokens, seconds = np.empty(len(num_drafts)), np.empty(len(num_drafts))
+    _choose_sizes(
+        num_drafts,
+        np.ascontiguousarray(levels),
+        sure_tokens,
+        num_roots,
+        verify_s,
+        between_s,
+        num_micro_batches,
+        nodes_per_draft,
+        tokens,
+        seconds,
+    )
+    return Prospects(num_drafts, tokens, seconds, between_s)
+
+
+@jit
+def _choose_sizes(
+    num_drafts: Longs,
+    levels: Doubles,
+    sure_tokens: float,
+    num_roots: int,
+    verify_s: Doubles,
+    between_s: Doubles,
+    num_micro_batches: int,
+    nodes_per_draft: Doubles,
+    tokens: Doubles,  # [len(num_drafts)], written
+    seconds: Doubles,  # the same
+) -> None:
+    gain, num_summed, most_rows = 0.0, 0, len(verify_s) - 1
+    for place in range(len(num_drafts)):
+        while num_summed < num_drafts[place]:
+            gain += levels[num_summed]
+            num_summed += 1
+        best_rate = -1.0
+        for size in range(len(nodes_per_draft)):
+            rows = num_roots + int(np.rint(num_drafts[place] * nodes_per_draft[size]))
+            if rows > most_rows and size > 0:  # the first: as many nodes as fit, however few
+                break
+            written = sure_tokens + gain * shape_at(nodes_per_draft[size])
+            taken_up_s = cycle_s(verify_s[min(rows, most_rows)], between_s[place], num_micro_batches)
+            if written / taken_up_s > best_rate:
+                best_rate = written / taken_up_s
+                tokens[place], seconds[place] = written, taken_up_s
+
+
+def warm_up() -> None:
+    """Compiles (or loads from the cache) the kernels, so that the first round does not wait for them."""
+    one, counts = np.ones(1), num_drafts_to_try(1)
+    prospects(counts, one, 1.0, 1, np.ones(2), np.ones(2), 1, one)
+    cycles_s(one, 1.0, 1)

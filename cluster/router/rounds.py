@@ -54,36 +54,32 @@ class TargetRounds:
 
     def sequences_of(self, index: int) -> list[Sequence]:
         """Newcomers go where fewer are."""
-        sizes = [0] * len(self._batches)
-        for sequence in self._link.sequences:
-            if sequence.micro_batch is not None:
-                sizes[sequence.micro_batch] += 1
-        mine: list[Sequence] = []
-        for sequence in self._link.sequences:
-            if sequence.micro_batch is None:
-                sequence.micro_batch = 1 if self.speculation.times.num_micro_batches == 2 and sizes[1] < sizes[0] else 0
-                sizes[sequence.micro_batch] += 1
-            if sequence.micro_batch == index:
-                mine.append(sequence)
-        if sizes[-1] and index == 0:
+        link = self._link
+        if link.num_newcomers:
+            for sequence in [sequence for sequence in link.sequences if sequence.micro_batch is None]:
+                first, second = link.num_in_micro_batch
+                link.move(sequence, int(self.speculation.times.num_micro_batches == 2 and second < first))
+        if link.num_in_micro_batch[1] == 0:  # all of them, mostly: they need not be told apart
+            return list(link.sequences) if index == 0 else []
+        if index == 0:
             self._second_wakes.set()
-        return mine
+        return [sequence for sequence in link.sequences if sequence.micro_batch == index]
 
     def settle(self, index: int) -> None:
         """The sequences of this micro-batch are in no round now: they may change over to the other one."""
         if index == 0:
             self.speculation.times.change_to(self._split.choose(self._link))
-        mine = [sequence for sequence in self._link.sequences if sequence.micro_batch == index]
-        others = sum(sequence.micro_batch == 1 - index for sequence in self._link.sequences)
+        num_mine, num_others = self._link.num_in_micro_batch[index], self._link.num_in_micro_batch[1 - index]
         if self.speculation.times.num_micro_batches == 1:
-            moving = mine if index == 1 else []
-        elif len(mine) - others > _MOST_UNEVEN:
-            moving = mine[: (len(mine) - others) // 2]
+            num_moving = num_mine if index == 1 else 0
+        elif num_mine - num_others > _MOST_UNEVEN:
+            num_moving = (num_mine - num_others) // 2
         else:
-            return
-        for sequence in moving:
-            sequence.micro_batch = 1 - index
-        if moving:
+            num_moving = 0
+        if num_moving:
+            mine = [sequence for sequence in self._link.sequences if sequence.micro_batch == index]
+            for sequence in mine[:num_moving]:
+                self._link.move(sequence, 1 - index)
             self._link.wake.set()
             self._second_wakes.set()
 
@@ -96,10 +92,10 @@ class TargetRounds:
             await wake.wait()
 
     def has_work(self, index: int) -> bool:
-        homes = {sequence.micro_batch for sequence in self._link.sequences}
+        first, second = self._link.num_in_micro_batch
         if index == 1:
-            return 1 in homes
-        return 0 in homes or None in homes or (bool(self._link.releases) and 1 not in homes)
+            return second > 0
+        return first > 0 or self._link.num_newcomers > 0 or (bool(self._link.releases) and second == 0)
 
     def verified(self, sent_at: float, ended_at: float) -> tuple[float, float | None]:
         """With two rounds in flight, the target began with the second when it had ended the first."""

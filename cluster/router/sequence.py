@@ -13,6 +13,7 @@ import numpy as np
 from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics, LatencyClass
 from cluster.router.prefixes import PREFIX_BLOCK_TOKENS, extend_hashes
 from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, SequenceKey, TokenIds
+from dflash_core.trees.acceptance import context_class
 
 if TYPE_CHECKING:
     from cluster.router.links import DrafterLink, TargetLink
@@ -82,6 +83,7 @@ class Sequence:
     num_wanted: int = field(init=False)  # tokens that are still to be written
     root_position: int = field(init=False)
     weight: float = field(init=False)
+    kind: int = field(init=False)  # those with the same one are sampled alike
     stop_ids: frozenset[int] = field(init=False)
     num_total: int = field(init=False)  # tokens it can reach: what must fit a target that it goes to
     prefix_hashes: list[int] = field(init=False)  # of its whole blocks of `PREFIX_BLOCK_TOKENS`
@@ -90,6 +92,7 @@ class Sequence:
         self.num_wanted = self.request.max_tokens - self.num_output
         self.root_position = len(self.token_ids) - 1
         self.weight = _WEIGHTS[self.request.latency_class]
+        self.kind = context_class(self.request.sampling, DEFAULT_RANKING)
         self.stop_ids = frozenset(self.request.stop_token_ids)
         self.num_total = self.request.num_prompt_tokens + self.request.max_tokens
         self.prefix_hashes = []

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from cluster.router.latency import RoundLoad
 from cluster.router.levels import DraftLevels
 from cluster.router.links import TargetLink
-from cluster.router.prospects import NODES, Prospects, cycle_s, num_drafts_to_try, prospects, shape_at
+from cluster.router.prospects import NODES, Prospects, cycles_s, num_drafts_to_try, prospects, shape_at, warm_up
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.target_times import TargetTimes
@@ -48,7 +48,7 @@ class Speculation:
         self.rate = 0.0  # λ
         self._levels = DraftLevels()
         self._nodes_per_draft = 8.0
-        self._shape = float(shape_at(np.array(self._nodes_per_draft)))  # of the gain at 32 nodes, what so many bring
+        self._shape = shape_at(self._nodes_per_draft)  # of the gain at 32 nodes, what so many bring
         fixed = settings.tree_budget
         sizes = NODES[settings.max_tree_nodes >= NODES] if fixed is None else np.array([float(max(1, fixed))])
         self._sizes: Doubles = sizes  # nodes per draft that may be chosen
@@ -57,6 +57,7 @@ class Speculation:
         self._row_s = 0.0  # of the target's time, what a further row costs
         self.promised_tokens = 0.0  # by the drafts chosen last, as their levels say; 0 where nothing is to be learned
         self.is_paying = True  # drafts, for some sequence at least, as far as known
+        warm_up()
 
     def as_dict(self) -> dict[str, Any]:
         """What is known of the target at present, for export; times in seconds."""
@@ -78,7 +79,7 @@ class Speculation:
         if len(running) < 2:
             return 1.0
         wanting = [sequence for sequence in running if self._planner.most_nodes(sequence) > 0]
-        levels = np.sort([self._levels.level(sequence) for sequence in wanting])[::-1]
+        levels = np.sort(self._levels.of_next_drafts(wanting))[::-1]
         weight = sum([sequence.weight for sequence in running])
         half = (len(running) + 1) // 2
         one = self._prospects(levels, weight, len(running), 1)
@@ -99,11 +100,10 @@ class Speculation:
         if self._settings.tree_budget is not None:
             pool = sum(self._planner.share(entry.sequence) for entry in drafted)
             return NodeBudget.of(min(pool, most_nodes))
-        most = min(most_nodes, sum(self._planner.most_nodes(entry.sequence) for entry in drafted))
+        most = min(most_nodes, sum([entry.max_nodes for entry in drafted]))
         num_micro_batches = self.times.num_micro_batches
         verify_s = self.times.verify_s(fixed.num_rows + most, fixed, mean_context, num_micro_batches)[fixed.num_rows :]
-        between_s = np.array(self.times.between_s(len(drafted), num_micro_batches))
-        cost_s = cycle_s(verify_s, between_s, num_micro_batches)
+        cost_s = cycles_s(verify_s, self.times.between_s(len(drafted), num_micro_batches), num_micro_batches)
         return NodeBudget(cost_s / self.times.kept(num_micro_batches)[1], self.rate)
 
     # --- drafts
@@ -120,10 +120,9 @@ class Speculation:
             return wanting
         if not self.times.knows_drafter and wanting and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
-        levels = np.array([self._levels.level(sequence) for sequence in wanting], np.float64)
+        levels = self._levels.of_next_drafts(wanting)
         # Of equals, such as those never drafted for, first those whose drafter lacks least.
-        num_unfed = np.array([sequence.num_unfed_tokens for sequence in wanting], np.int64)
-        order = np.lexsort((num_unfed, -levels))
+        order = np.lexsort((np.array([sequence.num_unfed_tokens for sequence in wanting], np.int64), -levels))
         wanting, levels = [wanting[place] for place in order.tolist()], levels[order]
         weight = sum([sequence.weight for sequence in running])
         found = self._prospects(levels, weight, len(running), self.times.num_micro_batches)
@@ -161,7 +160,7 @@ class Speculation:
         """Whether drafts would, if none of these were about to end: others will come that are not."""
         if not wanting:
             return self.is_paying
-        lasting = np.sort([self._levels.lasting_level(sequence) for sequence in wanting])[::-1]
+        lasting = np.sort(self._levels.of_lasting_drafts(wanting))[::-1]
         if np.array_equal(lasting, levels):
             return False
         return bool(np.argmax(self._prospects(lasting, weight, num_roots, self.times.num_micro_batches).rates) > 0)
@@ -176,7 +175,7 @@ class Speculation:
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""
-        return sum(map(self._levels.level, missing)) * self._shape > self.rate * seconds
+        return float(self._levels.of_next_drafts(missing).sum()) * self._shape > self.rate * seconds
 
     def _prospects(
         self, levels: Doubles, weight: float, num_roots: int, num_micro_batches: int, belief: float = 1.0
@@ -189,10 +188,12 @@ class Speculation:
         self._row_s = float(verify_s[-1] - verify_s[num_roots]) / max(1, len(verify_s) - num_roots)
         levels = levels * self._levels.kept(num_micro_batches) ** belief
         num_drafts = num_drafts_to_try(len(levels))
-        between_s = np.array([self.times.between_s(count, num_micro_batches) for count in num_drafts.tolist()])
+        between_s = self.times.all_between_s(num_drafts, num_micro_batches)
         found = prospects(num_drafts, levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
-        kept = self.times.kept(num_micro_batches) ** belief
-        return found._replace(seconds=found.seconds / np.where(num_drafts == 0, kept[0], kept[1]))
+        kept_plain, kept_drafted = self.times.kept(num_micro_batches)
+        found.seconds[0] /= kept_plain**belief
+        found.seconds[1:] /= kept_drafted**belief
+        return found
 
     def _best_rate(self, found: Prospects) -> float:
         """With a fixed budget everybody is drafted for."""
@@ -218,7 +219,7 @@ class Speculation:
         if planned.drafted:
             per_draft = planned.num_nodes / len(planned.drafted)
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
-            self._shape = float(shape_at(np.array(self._nodes_per_draft)))
+            self._shape = shape_at(self._nodes_per_draft)
         else:
             self._levels.fade(self.times.num_micro_batches)
 

@@ -12,6 +12,7 @@ from cluster.router.prospects import cycle_s
 from dflash_core.contracts import DrafterInfo, TargetInfo
 
 Doubles = npt.NDArray[np.float64]
+Longs = npt.NDArray[np.int64]
 
 _STEP = 0.15  # of a moving average
 _KEPT_STEP = 0.1
@@ -49,7 +50,7 @@ class TargetTimes:
             "between_with_drafts": [model.as_dict() for model in self._drafting],
             "between_without_drafts_s": list(self._plain_s),
             "contention": self._contention,
-            "kept_promises": [self.kept(1).tolist(), self.kept(2).tolist()],
+            "kept_promises": [list(self.kept(1)), list(self.kept(2))],
         }
 
     # --- what rounds take
@@ -80,10 +81,20 @@ class TargetTimes:
             return plain_s
         return max(plain_s, self._drafting[num_micro_batches - 1].seconds(num_blocks))
 
-    def kept(self, num_micro_batches: int) -> Doubles:
-        """`[2]`, without drafts and with: the time that rounds were thought to take up, over what they took."""
+    def all_between_s(self, num_blocks: Longs, num_micro_batches: int) -> Doubles:
+        """`between_s` of each number, rising from 0."""
+        plain_s = self._plain_s[num_micro_batches - 1]
+        if not self._drafting:
+            return np.full(len(num_blocks), plain_s)
+        curve = self._drafting[num_micro_batches - 1].curve(int(num_blocks[-1]))
+        found: Doubles = np.maximum(curve[num_blocks], plain_s)
+        found[0] = plain_s
+        return found
+
+    def kept(self, num_micro_batches: int) -> tuple[float, float]:
+        """Without drafts and with: the time that rounds were thought to take up, over what they took."""
         plain, drafted = self._kept[num_micro_batches - 1]
-        return np.array((plain, plain * drafted))
+        return plain, plain * drafted
 
     # --- learning
 
@@ -104,7 +115,7 @@ class TargetTimes:
         """A round without prefill has taken up so much of the target's time, all that lies between rounds included."""
         num = self.num_micro_batches
         verify_s = self.verify.seconds(load) * (1.0 if num == 1 else self._contention)
-        promised_s = float(cycle_s(np.array(verify_s), np.array(self.between_s(num_blocks, num)), num))
+        promised_s = cycle_s(verify_s, self.between_s(num_blocks, num), num)
         kept = self._kept[num - 1]
         if num_blocks == 0:
             kept[0] += _KEPT_STEP * (_bounded(promised_s / max(taken_up_s, 1e-9)) - kept[0])

@@ -40,6 +40,7 @@ class Drafted(NamedTuple):
     sequence: Sequence
     draft: Draft
     ranking: DraftRanking
+    max_nodes: int  # of its tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,10 @@ class TreePlanner:
         found = []
         for place, sequence in enumerate(sequences):
             draft = sequence.draft
-            if draft is not None and draft.context_len == sequence.root_position and self.most_nodes(sequence) > 0:
-                found.append(Drafted(place, sequence, draft, sequence.ranking))
+            if draft is None or draft.context_len != sequence.root_position:
+                continue
+            if max_nodes := self.most_nodes(sequence):
+                found.append(Drafted(place, sequence, draft, sequence.ranking, max_nodes))
         return tuple(found)
 
     def build(self, sequences: Many[Sequence], drafted: tuple[Drafted, ...], budget: NodeBudget) -> PlannedTrees:
@@ -154,9 +157,10 @@ class TreePlanner:
         min_nodes = self._settings.min_tree_nodes
         max_width = 1 if self._settings.strategy is Strategy.CHAIN else UNLIMITED_WIDTH
         found: list[TreeCandidates] = []
-        for place, sequence, draft, ranking in drafted:
-            found += [_root_alone(other, draft) for other in sequences[len(found) : place]]
-            max_nodes, least = self.most_nodes(sequence), max(min_nodes, sequence.min_nodes)
+        for place, sequence, draft, ranking, max_nodes in drafted:
+            if len(found) < place:
+                found += [_root_alone(other, draft) for other in sequences[len(found) : place]]
+            least = max(min_nodes, sequence.min_nodes)
             found.append(
                 TreeCandidates(
                     sequence.token_ids[-1],
@@ -186,7 +190,7 @@ class TreePlanner:
         written: list[list[int]] = [[] for _ in outcomes]
         first = self._draw(len(drafted))
         for turn in range(first, first + min(len(drafted), _MOST_LEARNED)):
-            place, sequence, draft, ranking = drafted[turn % len(drafted)]
+            place, sequence, draft, ranking, _ = drafted[turn % len(drafted)]
             outcome = outcomes[place]
             if outcome is not None:
                 written[place] = tokens = [*outcome.token_ids.tolist(), outcome.bonus_token]

@@ -176,27 +176,26 @@ def _pack(candidates: Sequence[TreeCandidates]) -> Candidates:
     roots, token_ids, scores, max_depths, max_nodes, min_nodes, max_widths, weights, classes, slots = columns
     shapes = [of_sequence.shape for of_sequence in token_ids]
     assert shapes == [of_sequence.shape for of_sequence in scores], (shapes, [s.shape for s in scores])
-    depths, num_ranks = np.array(shapes, np.int64).T
+    assert min(map(min, (max_depths, max_nodes, min_nodes, max_widths))) >= 0, columns[3:7]
+    assert 0.0 < min(weights) <= max(weights) <= MAX_WEIGHT, weights
+    assert 0 <= min(classes) <= max(classes) < NUM_CLASSES, classes
+    limits = np.array((max_depths, max_nodes, min_nodes, max_widths, classes, slots), np.int64)
+    depths, num_ranks = np.array(tuple(zip(*shapes, strict=True)), np.int64)
     sizes = depths * num_ranks
-    packed = Candidates(
+    return Candidates(
         roots=np.array(roots, np.int32),
         token_ids=_joined(token_ids, np.int32),
         scores=_joined(scores, np.float32),
         offsets=np.cumsum(sizes) - sizes,
-        num_ranks=np.ascontiguousarray(num_ranks),
-        max_depths=np.minimum(np.array(max_depths, np.int64), np.where(num_ranks, depths, 0)),
-        min_nodes=np.array(min_nodes, np.int64),
-        max_nodes=np.array(max_nodes, np.int64),
-        max_widths=np.array(max_widths, np.int64),
+        num_ranks=num_ranks,
+        max_depths=np.minimum(limits[0], np.where(num_ranks, depths, 0)),
+        max_nodes=limits[1],
+        min_nodes=limits[2],
+        max_widths=limits[3],
         weights=np.array(weights, np.float64),
-        classes=np.array(classes, np.int64),
-        slots=np.array(slots, np.int64),
+        classes=limits[4],
+        slots=limits[5],
     )
-    limits = (packed.max_depths, packed.min_nodes, packed.max_nodes, packed.max_widths)
-    assert min(int(limit.min()) for limit in limits) >= 0, limits
-    assert 0.0 < packed.weights.min() <= packed.weights.max() <= MAX_WEIGHT, packed.weights
-    assert 0 <= packed.classes.min() <= packed.classes.max() < NUM_CLASSES, packed.classes
-    return packed
 
 
 def _nobody() -> Candidates:

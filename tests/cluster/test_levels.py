@@ -25,13 +25,17 @@ def _teach(levels: DraftLevels, level: float, temperature: float = 0.0, num_sequ
             levels.observe(sequence, level, is_paying=True)
 
 
+def _level(levels: DraftLevels, sequence: Sequence) -> float:
+    return float(levels.of_next_drafts([sequence])[0])
+
+
 def test_a_new_sequence_begins_as_others_that_are_sampled_alike() -> None:
     levels = DraftLevels()
-    assert levels.level(_sequence()) == FIRST_LEVEL
+    assert _level(levels, _sequence()) == FIRST_LEVEL
     _teach(levels, 5.0, temperature=0.0)
     _teach(levels, 1.0, temperature=1.0)
-    assert levels.level(_sequence(0.0)) == pytest.approx(5.0, abs=0.1)
-    assert levels.level(_sequence(1.0)) == pytest.approx(1.0, abs=0.1)
+    assert _level(levels, _sequence(0.0)) == pytest.approx(5.0, abs=0.1)
+    assert _level(levels, _sequence(1.0)) == pytest.approx(1.0, abs=0.1)
 
 
 def test_one_bad_draft_says_little_and_many_say_all() -> None:
@@ -39,15 +43,17 @@ def test_one_bad_draft_says_little_and_many_say_all() -> None:
     _teach(levels, 5.0)
     sequence = _sequence()
     levels.observe(sequence, 0.0, is_paying=True)
-    assert 4.0 < levels.level(sequence) < 5.0
+    assert 4.0 < _level(levels, sequence) < 5.0
     for _ in range(60):
         levels.observe(sequence, 0.0, is_paying=True)
-    mean = levels.level(_sequence())
-    assert levels.level(sequence) == pytest.approx(0.2 * mean, abs=0.3)
+    mean = _level(levels, _sequence())
+    assert _level(levels, sequence) == pytest.approx(0.2 * mean, abs=0.3)
 
 
 def test_no_more_than_a_request_still_wants() -> None:
-    assert DraftLevels().level(_sequence(max_tokens=2)) == 1.0
+    sequences = [_sequence(max_tokens=2), _sequence()]
+    assert DraftLevels().of_next_drafts(sequences).tolist() == [1.0, FIRST_LEVEL]
+    assert DraftLevels().of_lasting_drafts(sequences).tolist() == [FIRST_LEVEL, FIRST_LEVEL]
 
 
 def test_a_broken_promise_is_believed_until_nothing_is_seen_of_it() -> None:

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.router.prospects import NODES, cycle_s, num_drafts_to_try, prospects, shape_at
+from cluster.router.prospects import NODES, cycle_s, cycles_s, num_drafts_to_try, prospects, shape_at, warm_up
+
+warm_up()
 
 
 @given(
@@ -34,7 +36,7 @@ def test_the_best_of_every_number_of_drafts(
             rows = num_roots + int(np.rint(count * size))
             if index > 0 and rows > most_rows:
                 continue
-            tokens = num_roots + sum(levels[:count]) * float(shape_at(np.array(size)))
+            tokens = num_roots + sum(levels[:count]) * shape_at(size)
             verify, between = verify_s[min(rows, most_rows)], between_s[place]
             seconds = verify + between if num_micro_batches == 1 else max(verify, (verify + between) / 2)
             options.append(tokens / seconds)
@@ -48,13 +50,15 @@ def test_numbers_of_drafts() -> None:
 
 
 def test_more_nodes_bring_more() -> None:
-    gains = shape_at(NODES)
+    assert NODES.tolist() == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
+    gains = [shape_at(size) for size in NODES.tolist()]
     assert (np.diff(gains) > 0).all()
-    assert shape_at(np.array([32.0, 1e-6, 10_000.0])).tolist() == [1.0, gains[0], gains[-1]]
+    assert [shape_at(size) for size in (32.0, 1e-6, 0.0, 10_000.0)] == [1.0, gains[0], gains[0], gains[-1]]
+    assert shape_at(8.0 * 2.0**0.25) == pytest.approx(0.75 * gains[5] + 0.25 * gains[6])
 
 
 def test_what_lies_between_rounds_hides_behind_the_other_half() -> None:
-    verify_s, between_s = np.array([0.01]), np.array([0.006])
-    assert cycle_s(verify_s, between_s, 1) == pytest.approx(0.016)
-    assert cycle_s(verify_s, between_s, 2) == pytest.approx(0.01)
-    assert cycle_s(verify_s, 5 * between_s, 2) == pytest.approx(0.02)
+    assert cycle_s(0.01, 0.006, 1) == pytest.approx(0.016)
+    assert cycle_s(0.01, 0.006, 2) == pytest.approx(0.01)
+    assert cycle_s(0.01, 0.03, 2) == pytest.approx(0.02)
+    assert cycles_s(np.array([0.01, 0.04]), 0.03, 2) == pytest.approx([0.02, 0.04])

@@ -151,10 +151,10 @@ def test_waiting_pays_for_many_drafts_and_not_for_one() -> None:
 def test_rounds_that_only_release_say_nothing_of_others() -> None:
     setup = Setup(1)
     setup.run_plainly()
-    before = setup.speculation.times.kept(1).tolist()
+    before = setup.speculation.times.kept(1)
     for _ in range(100):
         setup.speculation.observe_round(RoundLoad(0, 0, 0.0, 0.0), PlannedTrees.roots_only([]), 1e-3, 2e-3)
-    assert setup.speculation.times.kept(1).tolist() == before
+    assert setup.speculation.times.kept(1) == before
 
 
 def test_a_round_without_drafts_is_run_now_and_then_though_they_pay() -> None:

@@ -8,9 +8,12 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cluster.router.latency.estimator import SEEDED, UNSEEDED, LatencyEstimator
 from cluster.router.latency.ladder import Ladder
+
+Floats = npt.NDArray[np.float64]
 
 _WITHOUT_SEED = (5e-3, 0.5e-3)  # seconds of any draft, and of each block on top
 _NO_COSTS = np.empty(0)
@@ -48,6 +51,10 @@ class DraftTimeModel:
 
     def seconds(self, num_blocks: int) -> float:
         return self._estimator.seconds(num_blocks)
+
+    def curve(self, most_blocks: int) -> Floats:
+        """`[n]` seconds of drafts of 0, 1, … at least `most_blocks` blocks. Read only."""
+        return self._estimator.curve(most_blocks)
 
     def quantile(self, num_blocks: int, share: float) -> float:
         """Seconds within which such a share of drafts of so many blocks is there, 0 < share < 1."""
