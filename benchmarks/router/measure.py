@@ -120,10 +120,12 @@ def _clocks() -> tuple[float, float, float]:
 
 
 def _router(load: Load) -> Router:
-    """One micro-batch, since two would be two rounds of half as many sequences."""
+    """One micro-batch, since two would be two rounds of half as many sequences; all drafts in every round, since there
+    is less to do without some of them."""
     settings = RouterSettings(
         tree_budget=load.tree_budget,
         micro_batches=1,
+        always_waits=True,
         max_running=load.num_sequences,
         prefill_chunk_tokens=load.max_rows,
     )

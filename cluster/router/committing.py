@@ -14,6 +14,9 @@ from cluster.router.timings import RoundTimings
 from dflash_core.contracts import Outcome, OutcomeStatus, Prefill, RoundResult, SequenceKey
 from dflash_core.errors import DFlashError, InvalidRequest, ProtocolError
 
+# Once a round and sequence: an enum's attribute takes ten times as long to look up as a name.
+_DONE, _OK, _OUT_OF_BLOCKS = Phase.DONE, OutcomeStatus.OK, OutcomeStatus.OUT_OF_BLOCKS
+
 
 class SequenceKeeper(Protocol):
     """The part of the router that this stage needs."""
@@ -60,7 +63,7 @@ def check_result(link: TargetLink, plan: RoundPlan, result: RoundResult) -> None
     got = [outcome.key for outcome in result.outcomes]
     if wanted != got:
         raise ProtocolError(f"round {result.round_id}: wanted outcomes of {wanted}, got {got}")
-    out_of_blocks = {outcome.key for outcome in result.outcomes if outcome.status is OutcomeStatus.OUT_OF_BLOCKS}
+    out_of_blocks = {outcome.key for outcome in result.outcomes if outcome.status is _OUT_OF_BLOCKS}
     if out_of_blocks != set(result.preempted).intersection(got):
         raise ProtocolError(
             f"round {result.round_id}: {sorted(out_of_blocks)} are out of blocks, {sorted(result.preempted)} preempted"
@@ -116,9 +119,9 @@ def commit_round(
 
 def _is_answered(sequence: Sequence, outcome: Outcome, keeper: SequenceKeeper) -> bool:
     """Whether there is something to commit."""
-    if sequence.phase is Phase.DONE or sequence.key != outcome.key:
+    if sequence.phase is _DONE or sequence.key != outcome.key:
         return False  # cancelled, or sent elsewhere, while the round ran
-    if outcome.status is OutcomeStatus.OK:
+    if outcome.status is _OK:
         return True
     _not_ok(sequence, outcome, keeper)
     return False

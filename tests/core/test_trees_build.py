@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dflash_core.trees.acceptance import AcceptanceModel
 from dflash_core.trees.build import NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
 from dflash_core.trees.histories import TokenHistories
+from dflash_core.trees.scoring import MATCH_BIAS
 from dflash_core.trees.structure import check_tree
 from tests.core.tree_examples import VOCAB, WINDOW, Case, budgets, cases, distinct_ids, log_probabilities
 from tests.core.tree_search_oracle import (
@@ -152,7 +153,7 @@ def test_a_sequence_goes_on_as_it_did_before() -> None:
     slot = histories.open()
     histories.extend([slot], [[5, 6, 7, 8, 5, 6]])
     model = AcceptanceModel()
-    model.parameters[:, :, 3, 2] = 20.0  # the continuation of a match of two tokens is all but sure
+    model.parameters[:, :, MATCH_BIAS, 0] = 20.0  # the continuation of a match of two tokens is all but sure
     ids, scores = np.array([[9], [9]], np.int32), np.log(np.full((2, 1), 0.5, np.float32))
     c = TreeCandidates(6, ids, scores, max_depth=2, max_nodes=8, history=slot)
     (tree,) = TreeBuilder(model, histories).build([c], NodeBudget.of(1)).trees

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from statistics import NormalDist
 from typing import Any
@@ -36,18 +37,23 @@ class DraftTimeModel:
         self._estimator = LatencyEstimator(self._ladder, (), SEEDED if seed else UNSEEDED)
         expected = NormalDist(0.0, _EXPECTED_SPREAD)
         ratios = np.exp([expected.inv_cdf((index + 0.5) / _NUM_EXPECTED) for index in range(_NUM_EXPECTED)])
-        self._ratios: deque[float] = deque(ratios.tolist(), maxlen=_NUM_RATIOS)
+        self._ratios: deque[float] = deque(ratios.tolist())  # the oldest first
+        self._ordered: list[float] = ratios.tolist()  # the same, rising
         self._num_expected = _NUM_EXPECTED  # stand-ins left among the ratios
 
     def observe(self, num_blocks: int, seconds: float) -> None:
         """A draft of so many blocks took `seconds`, from the request sent to the result received."""
         if num_blocks == 0:
             return
-        self._ratios.append(seconds / self.seconds(num_blocks))
+        ratio = seconds / self.seconds(num_blocks)
+        self._ratios.append(ratio)
+        insort(self._ordered, ratio)
         self._estimator.observe(num_blocks, _NO_COSTS, seconds)
         if self._num_expected and self._estimator.num_observed % (_NUM_RATIOS // _NUM_EXPECTED // 2) == 0:
-            self._ratios.popleft()
             self._num_expected -= 1
+            self._forget_oldest()
+        if len(self._ratios) > _NUM_RATIOS:
+            self._forget_oldest()
 
     def seconds(self, num_blocks: int) -> float:
         return self._estimator.seconds(num_blocks)
@@ -75,5 +81,7 @@ class DraftTimeModel:
 
     def _ratio(self, share: float) -> float:
         """The least that is not exceeded by such a share of the last ratios."""
-        ordered = sorted(self._ratios)
-        return ordered[math.ceil(share * len(ordered)) - 1]
+        return self._ordered[math.ceil(share * len(self._ordered)) - 1]
+
+    def _forget_oldest(self) -> None:
+        del self._ordered[bisect_left(self._ordered, self._ratios.popleft())]

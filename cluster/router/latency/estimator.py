@@ -111,9 +111,7 @@ class LatencyEstimator:
     def knot_times(self) -> Floats:
         """`[num_knots]` seconds of steps of the knots' sizes, nothing on top; they do not fall. Read only."""
         if self._knot_times is None:
-            log_times = self._log_seed + self._filter.mean[self._shape]
-            certain = 1.0 / self._filter.covariance.diagonal()[self._shape]
-            self._knot_times = np.exp(self._filter.mean[0] + non_decreasing(log_times, certain))
+            self._knot_times = _knot_times(self._log_seed, self._filter.mean, self._filter.covariance)
         return self._knot_times
 
     def curve(self, largest: int) -> Floats:
@@ -166,6 +164,17 @@ class LatencyEstimator:
         found[self._shape, self._shape] = shape**2 * self._alike
         np.fill_diagonal(found[self._costs, self._costs], costs**2)
         return found
+
+
+@jit
+def _knot_times(log_seed: Floats, state: Floats, covariance: Floats) -> Floats:
+    """`[num_knots]` seconds."""
+    log_times, certain = log_seed.copy(), np.empty(len(log_seed))
+    for knot in range(len(log_seed)):
+        log_times[knot] += state[1 + knot]
+        certain[knot] = 1.0 / covariance[1 + knot, 1 + knot]
+    times: Floats = np.exp(state[0] + non_decreasing(log_times, certain))
+    return times
 
 
 @jit

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from dflash_core.contracts import OutcomeStatus, PackedTreeRows, Prefill, RoundRequest, RoundResult, TreeRows
 
+# Once a round and sequence: an enum's attribute takes ten times as long to look up as a name.
+_OK = OutcomeStatus.OK
+
 
 @dataclass(frozen=True, slots=True)
 class RoundLoad:
@@ -37,7 +40,7 @@ class RoundLoad:
         prefills = (
             prefill.skip(outcome.num_hit_tokens)
             for prefill, outcome in zip(request.prefills, outcomes[:split], strict=True)
-            if outcome.status is OutcomeStatus.OK and prefill.may_hit(outcome.num_hit_tokens)
+            if outcome.status is _OK and prefill.may_hit(outcome.num_hit_tokens)
         )
         packed = PackedTreeRows.of(request.trees)
         placed = [
@@ -45,7 +48,7 @@ class RoundLoad:
             for num_rows, root_position, outcome in zip(
                 packed.num_rows, packed.root_positions, outcomes[split:], strict=True
             )
-            if outcome.status is OutcomeStatus.OK
+            if outcome.status is _OK
         ]
         return cls._of(prefills, placed)
 
