@@ -25,11 +25,11 @@ serve: $(RUNTIME) ## Starts the whole cluster on this machine: HTTP on port 8000
 
 .PHONY: test
 test: $(DEV) ## Runs the tests, but for those that take minutes or need a GPU
-	$(BIN)/python -m pytest -m "not slow and not fuzz and not gpu and not namespaces" $(ARGS)
+	scripts/run_tests $(BIN)/python "not slow and not fuzz and not gpu and not namespaces" $(ARGS)
 
 .PHONY: test-all
 test-all: $(DEV) ## Runs every test that needs neither GPU nor root and is the same each time
-	$(BIN)/python -m pytest -m "not fuzz and not gpu and not namespaces" $(ARGS)
+	scripts/run_tests $(BIN)/python "not fuzz and not gpu and not namespaces" $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(DEV) ## Hostile messages to every method and endpoint, other ones each time: DFLASH_FUZZ_EXAMPLES=5000 make fuzz
