@@ -74,7 +74,10 @@ class DraftLevels:
         of nodes, and since whoever picks the best of noisy ones is disappointed. A λ that is too high for that reason
         takes too few nodes.
         """
-        promised, brought = self._promised[num_micro_batches - 1], self._brought[num_micro_batches - 1]
+        index = num_micro_batches - 1
+        if self._promised[index] == 0.0:
+            index = 1 - index
+        promised, brought = self._promised[index], self._brought[index]
         return min(max(brought / promised, _LEAST_KEPT), _MOST_KEPT) if promised > 0.0 else 1.0
 
     def observe_promise(self, num_micro_batches: int, promised_tokens: float, brought_tokens: float) -> None:
@@ -82,8 +85,13 @@ class DraftLevels:
         index = num_micro_batches - 1
         for kept, seen in ((self._promised, promised_tokens), (self._brought, brought_tokens)):
             kept[index] += (_PROMISE_STEP if kept[index] else 1.0) * (seen - kept[index])
+        if self._promised[index] > 0.0:
+            # Levels change meanwhile: with the other number of micro-batches they would not promise what they did.
+            self._fade(1 - index, self._brought[index] / self._promised[index])
 
     def fade(self, num_micro_batches: int) -> None:
         """A round had no drafts."""
-        index = num_micro_batches - 1
-        self._brought[index] += _FADING * (self._promised[index] - self._brought[index])
+        self._fade(num_micro_batches - 1, 1.0)
+
+    def _fade(self, index: int, kept: float) -> None:
+        self._brought[index] += _FADING * (kept * self._promised[index] - self._brought[index])
