@@ -68,7 +68,8 @@ class DraftLevels:
     # --- promises
 
     def kept(self, num_micro_batches: int) -> float:
-        """Of the tokens that levels promise, the part that comes.
+        """Of the tokens that levels promise, the part that comes; with the other number of micro-batches, where nothing
+        was seen with this one.
 
         Levels tell who gains more than whom; less well how much all do, since they are carried over from other numbers
         of nodes, and since whoever picks the best of noisy ones is disappointed. A λ that is too high for that reason

@@ -11,6 +11,7 @@ from cluster.requests import GenerationRequest, LatencyClass
 from cluster.router import RouterSettings
 from cluster.router.latency import DraftTimeModel, RoundLoad
 from cluster.router.links import TargetLink
+from cluster.router.prospects import num_drafts_to_try
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.speculation import Speculation
 from cluster.router.splitting import SplitChooser
@@ -146,6 +147,13 @@ def test_waiting_pays_for_many_drafts_and_not_for_one() -> None:
     setup.speculation.choose_drafted(setup.sequences, setup.sequences)
     assert setup.speculation.is_worth_waiting(setup.sequences, 0.02)
     assert not setup.speculation.is_worth_waiting(setup.sequences[:1], 0.02)
+
+
+def test_all_times_between_rounds_are_those_of_single_numbers_of_drafts() -> None:
+    times, num_drafts = Setup(6).speculation.times, num_drafts_to_try(6)
+    assert times.all_between_s(num_drafts, 1) == pytest.approx([times.between_s(n, 1) for n in num_drafts.tolist()])
+    times._drafting = []
+    assert times.all_between_s(num_drafts, 1) == pytest.approx([times.between_s(n, 1) for n in num_drafts.tolist()])
 
 
 def test_rounds_that_only_release_say_nothing_of_others() -> None:
