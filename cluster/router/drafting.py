@@ -191,8 +191,9 @@ class DraftStage:
             else:
                 self._open(sequence, order)
         if len(chosen) < len(ready):
+            most = 0 if self._speculation.stops_feeding else MOST_UNASKED_ROUNDS
             for sequence in ready:
-                if sequence.num_unasked >= MOST_UNASKED_ROUNDS and sequence.is_fed:
+                if sequence.num_unasked >= most and sequence.is_fed:
                     sequence.stop_feeding()
         return orders
 

@@ -154,7 +154,8 @@ class MicroBatch:
                     self._host.prefill_again(sequence, f"its round failed: {reason}")
         else:
             load = RoundLoad.done(plan.request, result)
-            self._speculation.observe_round(load, plan.planned, verify_s, cycle_s)
+            feeds = any(sequence.is_fed for sequence in plan.sequences)
+            self._speculation.observe_round(load, plan.planned, verify_s, cycle_s, feeds)
             return teaching
         return None
 

@@ -57,6 +57,8 @@ class Speculation:
         self._row_s = 0.0  # of the target's time, what a further row costs
         self.promised_tokens = 0.0  # by the drafts chosen last, as their levels say; 0 where nothing is to be learned
         self.is_paying = True  # drafts, for some sequence at least, as far as known
+        self.stops_feeding = False  # drafters, at once: a trial of rounds without drafts
+        self._num_quiet_rounds = 0  # in a row, that fed no drafter
         warm_up()
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,7 +106,7 @@ class Speculation:
         num_micro_batches = self.times.num_micro_batches
         verify_s = self.times.verify_s(fixed.num_rows + most, fixed, mean_context, num_micro_batches)[fixed.num_rows :]
         cost_s = cycles_s(verify_s, self.times.between_s(len(drafted), num_micro_batches), num_micro_batches)
-        return NodeBudget(cost_s / self.times.kept(num_micro_batches)[1], self.rate)
+        return NodeBudget(cost_s * self.times.overruns(num_micro_batches)[1], self.rate)
 
     # --- drafts
 
@@ -115,6 +117,7 @@ class Speculation:
             ready: of the running ones, who could be drafted for. running: all of the micro-batch.
         """
         self.promised_tokens = 0.0
+        self.stops_feeding = False
         wanting = [sequence for sequence in ready if self._planner.most_nodes(sequence) > 0]
         if not running:
             return wanting
@@ -126,7 +129,7 @@ class Speculation:
         wanting, levels = [wanting[place] for place in order.tolist()], levels[order]
         weight = sum([sequence.weight for sequence in running])
         found = self._prospects(levels, weight, len(running), self.times.num_micro_batches)
-        best = int(np.argmax(found.rates))
+        best = found.best
         self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
             return wanting
@@ -138,6 +141,7 @@ class Speculation:
             num_tried = self._trials.of_drafts(found, len(lasting), self._catch_up_s(chosen), self._row_s)
             chosen = tried = chosen[:num_tried]
         elif self.times.num_micro_batches == 1 and self._trials.of_none(found, best):
+            self.stops_feeding = True
             return []
         else:
             num_chosen = int(found.num_drafts[best])
@@ -163,7 +167,7 @@ class Speculation:
         lasting = np.sort(self._levels.of_lasting_drafts(wanting))[::-1]
         if np.array_equal(lasting, levels):
             return False
-        return bool(np.argmax(self._prospects(lasting, weight, num_roots, self.times.num_micro_batches).rates) > 0)
+        return self._prospects(lasting, weight, num_roots, self.times.num_micro_batches).best > 0
 
     def _promise(self, found: Prospects, chosen: list[Sequence], levels: Doubles) -> None:
         """What these are to bring; those that only catch up bring nothing yet."""
@@ -190,27 +194,33 @@ class Speculation:
         num_drafts = num_drafts_to_try(len(levels))
         between_s = self.times.all_between_s(num_drafts, num_micro_batches)
         found = prospects(num_drafts, levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
-        kept_plain, kept_drafted = self.times.kept(num_micro_batches)
-        found.seconds[0] /= kept_plain**belief
-        found.seconds[1:] /= kept_drafted**belief
+        plain, drafted = self.times.overruns(num_micro_batches)
+        found.seconds[0] *= plain**belief
+        found.seconds[1:] *= drafted**belief
         return found
 
     def _best_rate(self, found: Prospects) -> float:
         """With a fixed budget everybody is drafted for."""
-        return float(found.rates.max() if self._settings.tree_budget is None else found.rates[-1])
+        return float(found.rates[found.best if self._settings.tree_budget is None else -1])
 
     # --- learning
 
-    def observe_round(self, load: RoundLoad, planned: PlannedTrees, verify_s: float, taken_up_s: float | None) -> None:
+    def observe_round(
+        self, load: RoundLoad, planned: PlannedTrees, verify_s: float, taken_up_s: float | None, feeds: bool
+    ) -> None:
         """One round that went well.
 
         Args:
             load: that was done.
             verify_s: that the target was busy with it.
             taken_up_s: since the round before ended on this target; None after a time of idleness.
+            feeds: some drafter.
         """
-        # Prefill is none of it, nor is a round that only releases.
-        if taken_up_s is not None and 0 < load.num_sequences == planned.num_trees:
+        self._num_quiet_rounds = 0 if feeds else self._num_quiet_rounds + 1
+        # Prefill is none of it, nor is a round that only releases. One without drafts that feeds drafters, or that they
+        # are fed in by the one before, takes longer than such rounds do where drafts do not pay.
+        tells = 0 < load.num_sequences == planned.num_trees and (planned.drafted or self._num_quiet_rounds > 1)
+        if taken_up_s is not None and tells:
             self.times.observe_cycle(load, len(planned.drafted), taken_up_s)
         self.times.observe_round(load, verify_s)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)

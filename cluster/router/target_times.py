@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.router.latency import DraftTimeModel, RoundLoad, RoundTimeModel
+from cluster.router.overrun import Overrun
 from cluster.router.prospects import cycle_s
 from dflash_core.contracts import DrafterInfo, TargetInfo
 
@@ -15,8 +16,6 @@ Doubles = npt.NDArray[np.float64]
 Longs = npt.NDArray[np.int64]
 
 _STEP = 0.15  # of a moving average
-_KEPT_STEP = 0.1
-_MOST_OFF = 2.0  # times: a round farther off than this says nothing of promises
 # Rounds after a change to two micro-batches: of the first ones, in which the halves fall into step, and of those in
 # which contention is seen.
 _UNSETTLED_ROUNDS, _CONTENTION_ROUNDS = 2, 8
@@ -38,9 +37,8 @@ class TargetTimes:
         self._plain_s = [1e-3, 1e-3]
         self._contention = 1.0
         self._num_split_rounds = 0  # since the last change to two micro-batches
-        # The time that a round was thought to take up, over what it took: what the parts do not tell shows in their
-        # sum. With one micro-batch, with two: without drafts, and how many times that with drafts.
-        self._kept = [[1.0, 1.0], [1.0, 1.0]]
+        # With one micro-batch, with two: of rounds without drafts, and how many times that of those with drafts.
+        self._overruns = [(Overrun(), Overrun()), (Overrun(), Overrun())]
 
     def as_dict(self) -> dict[str, Any]:
         """What is known, for export; times in seconds."""
@@ -50,7 +48,7 @@ class TargetTimes:
             "between_with_drafts": [model.as_dict() for model in self._drafting],
             "between_without_drafts_s": list(self._plain_s),
             "contention": self._contention,
-            "kept_promises": [list(self.kept(1)), list(self.kept(2))],
+            "overruns": [list(self.overruns(1)), list(self.overruns(2))],
         }
 
     # --- what rounds take
@@ -91,10 +89,10 @@ class TargetTimes:
         found[0] = plain_s
         return found
 
-    def kept(self, num_micro_batches: int) -> tuple[float, float]:
-        """Without drafts and with: the time that rounds were thought to take up, over what they took."""
-        plain, drafted = self._kept[num_micro_batches - 1]
-        return plain, plain * drafted
+    def overruns(self, num_micro_batches: int) -> tuple[float, float]:
+        """Without drafts and with: the time that rounds take up, over what they are thought to."""
+        plain, drafted = self._overruns[num_micro_batches - 1]
+        return plain.factor, plain.factor * drafted.factor
 
     # --- learning
 
@@ -115,12 +113,14 @@ class TargetTimes:
         """A round without prefill has taken up so much of the target's time, all that lies between rounds included."""
         num = self.num_micro_batches
         verify_s = self.verify.seconds(load) * (1.0 if num == 1 else self._contention)
-        promised_s = cycle_s(verify_s, self.between_s(num_blocks, num), num)
-        kept = self._kept[num - 1]
+        thought_s = cycle_s(verify_s, self.between_s(num_blocks, num), num)
+        plain, drafted = self._overruns[num - 1]
         if num_blocks == 0:
-            kept[0] += _KEPT_STEP * (_bounded(promised_s / max(taken_up_s, 1e-9)) - kept[0])
+            plain.observe(taken_up_s / thought_s)
+            drafted.pass_by()
         else:
-            kept[1] += _KEPT_STEP * (_bounded(promised_s / max(taken_up_s * kept[0], 1e-9)) - kept[1])
+            drafted.observe(taken_up_s / (thought_s * plain.factor))
+            plain.pass_by()
 
     def observe_between(self, num_blocks: int, seconds: float) -> None:
         """From a round's result to the request of the next."""
@@ -130,7 +130,3 @@ class TargetTimes:
             self._plain_s[index] += _STEP * (bounded - self._plain_s[index])
         elif self._drafting:
             self._drafting[index].observe(num_blocks, seconds)
-
-
-def _bounded(kept: float) -> float:
-    return min(max(kept, 1.0 / _MOST_OFF), _MOST_OFF)

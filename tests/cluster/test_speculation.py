@@ -11,6 +11,7 @@ from cluster.requests import GenerationRequest, LatencyClass
 from cluster.router import RouterSettings
 from cluster.router.latency import DraftTimeModel, RoundLoad
 from cluster.router.links import TargetLink
+from cluster.router.overrun import Overrun
 from cluster.router.prospects import num_drafts_to_try
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.speculation import Speculation
@@ -59,7 +60,7 @@ class Setup:
         rows = len(self.sequences)
         for _ in range(num_rounds):
             load = RoundLoad(rows, rows, 0.0, 0.0)
-            self.speculation.observe_round(load, planned, self.verify_s(rows), self.verify_s(rows) + 1e-3)
+            self.speculation.observe_round(load, planned, self.verify_s(rows), self.verify_s(rows) + 1e-3, feeds=False)
 
     def set_gains(self, *gains: float) -> None:
         for sequence, gain in zip(self.sequences, gains, strict=True):
@@ -159,23 +160,56 @@ def test_all_times_between_rounds_are_those_of_single_numbers_of_drafts() -> Non
 def test_rounds_that_only_release_say_nothing_of_others() -> None:
     setup = Setup(1)
     setup.run_plainly()
-    before = setup.speculation.times.kept(1)
+    before = setup.speculation.times.overruns(1)
     for _ in range(100):
-        setup.speculation.observe_round(RoundLoad(0, 0, 0.0, 0.0), PlannedTrees.roots_only([]), 1e-3, 2e-3)
-    assert setup.speculation.times.kept(1) == before
+        setup.speculation.observe_round(RoundLoad(0, 0, 0.0, 0.0), PlannedTrees.roots_only([]), 1e-3, 2e-3, feeds=False)
+    assert setup.speculation.times.overruns(1) == before
 
 
-def test_a_round_without_drafts_is_run_now_and_then_though_they_pay() -> None:
+def test_rounds_without_drafts_that_feed_no_drafter_are_run_now_and_then_though_they_pay() -> None:
     setup = Setup(4)
     setup.set_gains(3.0, 3.0, 3.0, 3.0)
-    num_rounds, num_plain = 2_000, 0
+    num_rounds, are_plain = 2_000, ""
     for _ in range(num_rounds):
-        num_plain += setup.speculation.choose_drafted(setup.sequences, setup.sequences) == []
+        is_plain = setup.speculation.choose_drafted(setup.sequences, setup.sequences) == []
+        assert setup.speculation.stops_feeding == is_plain
+        are_plain += str(int(is_plain))
         setup.run_plainly(1)
     found = setup.speculation
     lost = 1.0 - (4 / (setup.verify_s(4) + 1e-3)) / found.rate
+    num_plain = are_plain.count("1")
     assert 0 < num_plain * lost * (setup.verify_s(4) + 1e-3) <= 0.006 * num_rounds * (setup.verify_s(4) + 1e-3)
+    assert set(are_plain.strip("0").replace("0", " ").split()) == {"1111"}, "a few rounds in a row"
     assert found.is_paying
+
+
+def test_rounds_that_feed_drafters_do_not_tell_what_rounds_take_that_do_not() -> None:
+    setup = Setup(4)
+    setup.run_plainly()
+    before = setup.speculation.times.overruns(1)
+    for feeds in (True, False) * 100:  # after a round that feeds drafters they are still at it
+        load, planned = RoundLoad(4, 4, 0.0, 0.0), PlannedTrees.roots_only([7] * 4)
+        setup.speculation.observe_round(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), feeds)
+    assert setup.speculation.times.overruns(1) == before
+    setup.speculation.observe_round(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), feeds=False)
+    assert setup.speculation.times.overruns(1) > before
+
+
+def test_an_overrun_is_one_of_mean_times_and_soon_found_after_a_while() -> None:
+    overrun = Overrun()
+    for factor in (0.8, 1.2) * 100:
+        overrun.observe(factor)
+    assert overrun.factor == pytest.approx(1.0, abs=0.03)
+    overrun.observe(50.0)
+    assert overrun.factor < 1.2, "a pause is an outlier"
+    for _ in range(100):
+        overrun.observe(1.0)
+        overrun.pass_by()
+    for _ in range(40):
+        overrun.pass_by()
+    for _ in range(3):
+        overrun.observe(1.2)
+    assert overrun.factor > 1.1
 
 
 def test_rows_seem_no_dearer_for_a_processor_that_drafters_share() -> None:
@@ -204,7 +238,7 @@ class TestSplitting:
             is_split = setup.speculation.times.num_micro_batches == 2
             cycle_s = 0.5 * one_s / gain_of_halves if is_split else one_s
             load = RoundLoad(num, num, 0.0, 0.0)
-            setup.speculation.observe_round(load, planned, setup.verify_s(num), cycle_s)
+            setup.speculation.observe_round(load, planned, setup.verify_s(num), cycle_s, feeds=False)
             setup.speculation.times.change_to(chooser.choose(setup.link))
             chosen.append(setup.speculation.times.num_micro_batches)
         return chosen
