@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.router.clock import now
+from cluster.router.drafts_in_flight import DraftOrder, DraftsInFlight
 from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
 from cluster.router.timings import RoundTimings
 from cluster.router.tree_planner import TreePlanner
-from dflash_core.contracts import Draft, DraftBlock, DraftRequest, DraftResult, SequenceKey
+from dflash_core.contracts import Draft, DraftBlock, DraftRequest
 from dflash_core.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,6 @@ _MOST_SKIPPED_ROUNDS = 15
 # So many rounds are drafters fed without being asked. Features cost the target, the network and the drafter; to catch
 # up later costs a round without a draft.
 MOST_UNASKED_ROUNDS = 8
-# Of a drafter's answers, those that are there when one may be expected, and nearly all. With some slack, since what is
-# cut off at a measured p95 is one answer in twenty that was on time.
-_EXPECTED_SHARE, _LATE_SHARE = 0.5, 0.95
-_SLACK = 1.5
 
 
 class DrafterPool(Protocol):
@@ -45,29 +41,8 @@ class DrafterPool(Protocol):
     def queued_per_drafter(self) -> int: ...
 
 
-@dataclass(slots=True)
-class _Order:
-    """What goes to one drafter in this stage, and whose drafts come back."""
-
-    opens: list[tuple[SequenceKey, int]] = field(default_factory=list)
-    blocks: list[DraftBlock] = field(default_factory=list)
-    sequences: dict[SequenceKey, Sequence] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _InFlight:
-    task: asyncio.Task[DraftResult]
-    order: _Order
-    sent_at: float
-    done_at: float | None = None
-    was_late: bool = False  # a round has gone on without it
-
-    def note_end(self, _: asyncio.Task[DraftResult]) -> None:
-        self.done_at = now()
-
-
 class DraftStage:
-    """One per micro-batch. At most one request is in flight per drafter: a straggler is not sent more work.
+    """One per micro-batch.
 
     What a drafter answers never changes a token; it changes how many come per round.
     """
@@ -87,7 +62,7 @@ class DraftStage:
         self._speculation = speculation
         self._settings = settings
         self._timings = timings
-        self._in_flight: dict[DrafterLink, _InFlight] = {}
+        self._in_flight = DraftsInFlight(speculation, settings)
 
     def ask(self, sequences: list[Sequence]) -> int:
         """Announces newcomers and asks for the drafts that pay; returns how many blocks were asked for."""
@@ -98,63 +73,18 @@ class DraftStage:
         return sum(len(order.blocks) for order in orders.values())
 
     async def wait(self) -> None:
-        """Until every drafter asked last has answered, or waiting for the rest pays no more.
-
-        First to the time at which a drafter's answer is to be expected. Then, where the drafts that are missing are
-        worth more than what the target could write meanwhile, to the time within which nearly all of its answers
-        come; at most `draft_timeout_ms`.
-        """
-        for share in (_EXPECTED_SHARE, _LATE_SHARE):
-            awaited = self._awaited()
-            if not awaited:
-                break
-            remaining = max(self._time_left(link, entry, share) for link, entry in awaited.items())
-            if share == _LATE_SHARE and not self._speculation.is_worth_waiting(self._missing(awaited), remaining):
-                break
-            if remaining > 0.0:
-                await asyncio.wait([entry.task for entry in awaited.values()], timeout=remaining)
-                self._collect_finished()
-        for link, entry in self._in_flight.items():
-            if not entry.task.done() and entry.order.blocks:
-                entry.was_late = True
-                link.num_late += 1
+        """Until every drafter asked last has answered, or waiting for the rest pays no more."""
+        await self._in_flight.wait()
+        self._collect_finished()
 
     def close(self) -> None:
         """What is on its way goes on: it may carry releases."""
-        for link, entry in self._in_flight.items():
-            link.let_finish(entry.task)
-        self._in_flight.clear()
-
-    # --- waiting
-
-    def _awaited(self) -> dict[DrafterLink, _InFlight]:
-        """Asked for this round. A straggler of an earlier one is not waited for again."""
-        return {
-            link: entry
-            for link, entry in self._in_flight.items()
-            if not entry.was_late and not entry.task.done() and (entry.order.blocks or entry.order.opens)
-        }
-
-    def _time_left(self, link: DrafterLink, entry: _InFlight, share: float) -> float:
-        """Seconds until such a share of its answers would be there, with some slack for those that are on time."""
-        num_blocks = max(1, len(entry.order.blocks))
-        if self._settings.always_waits:
-            return entry.sent_at + self._settings.draft_timeout_ms / 1e3 - now()
-        patience = min(_SLACK * link.times.quantile(num_blocks, share), self._settings.draft_timeout_ms / 1e3)
-        return entry.sent_at + patience - now()
-
-    def _missing(self, awaited: dict[DrafterLink, _InFlight]) -> list[Sequence]:
-        return [
-            sequence
-            for entry in awaited.values()
-            for sequence in entry.order.sequences.values()
-            if sequence.phase is _RUNNING
-        ]
+        self._in_flight.close()
 
     # --- asking
 
-    def _orders(self, sequences: list[Sequence]) -> dict[DrafterLink, _Order]:
-        orders: dict[DrafterLink, _Order] = {}
+    def _orders(self, sequences: list[Sequence]) -> dict[DrafterLink, DraftOrder]:
+        orders: dict[DrafterLink, DraftOrder] = {}
         running: list[Sequence] = []
         ready: list[Sequence] = []  # of the running ones, who could be drafted for
         is_paying = self._speculation.is_paying
@@ -168,7 +98,7 @@ class DraftStage:
             if link is None or link in self._in_flight:
                 continue
             if not sequence.drafter_knows and (is_paying or sequence.refill_from is not None):
-                self._open(sequence, orders.setdefault(link, _Order()))
+                self._open(sequence, orders.setdefault(link, DraftOrder()))
                 if sequence.refill_from is not None:
                     continue  # its features come with the next round: a block would only wait for them
             if sequence.phase is not _RUNNING:
@@ -183,7 +113,7 @@ class DraftStage:
         for sequence in chosen:
             assert sequence.drafter is not None, f"{sequence.key} is ready without a drafter"
             sequence.num_unasked = 0
-            order = orders.setdefault(sequence.drafter, _Order())
+            order = orders.setdefault(sequence.drafter, DraftOrder())
             if sequence.is_fed:
                 self._ask(sequence, order)
             elif sequence.drafter_knows:
@@ -213,14 +143,14 @@ class DraftStage:
                 sequence.join_drafter(link)
         return sequence.drafter
 
-    def _open(self, sequence: Sequence, order: _Order) -> None:
+    def _open(self, sequence: Sequence, order: DraftOrder) -> None:
         order.opens.append((sequence.key, 0))
         order.sequences[sequence.key] = sequence
         sequence.drafter_knows = True
         # What the target has computed already is not sent again by itself.
         sequence.refill_from = 0 if sequence.cached_len > 0 else None
 
-    def _ask(self, sequence: Sequence, order: _Order) -> None:
+    def _ask(self, sequence: Sequence, order: DraftOrder) -> None:
         order.sequences[sequence.key] = sequence
         sequence.ranking = self._planner.ranking(sequence)
         order.blocks.append(
@@ -233,7 +163,7 @@ class DraftStage:
             )
         )
 
-    def _send(self, link: DrafterLink, order: _Order) -> None:
+    def _send(self, link: DrafterLink, order: DraftOrder) -> None:
         request = DraftRequest(
             batch_id=next(link.batch_ids),
             opens=tuple(order.opens),
@@ -243,15 +173,12 @@ class DraftStage:
             queued_sequences=self._pool.queued_per_drafter,
             num_candidates=self._planner.num_candidates,
         )
-        task = asyncio.ensure_future(link.drafter.draft(request))
-        entry = self._in_flight[link] = _InFlight(task, order, now())
-        task.add_done_callback(entry.note_end)
+        self._in_flight.add(link, asyncio.ensure_future(link.drafter.draft(request)), order)
 
     # --- taking the answers
 
     def _collect_finished(self) -> None:
-        for link in [link for link, entry in self._in_flight.items() if entry.task.done()]:
-            entry = self._in_flight.pop(link)
+        for link, entry in self._in_flight.take_finished():
             try:
                 result = entry.task.result()
             except (Unavailable, asyncio.CancelledError) as error:

@@ -133,28 +133,36 @@ class Speculation:
         self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
             return wanting
-        pays = best > 0
-        self.is_paying = pays or self._would_pay(wanting, levels, weight, len(running))
-        if not pays:
-            lasting = [place for place, sequence in enumerate(wanting) if _is_lasting(sequence)]
-            chosen, levels = [wanting[place] for place in lasting], levels[lasting]
-            num_tried = self._trials.of_drafts(found, len(lasting), self._catch_up_s(chosen), self._row_s)
-            chosen = tried = chosen[:num_tried]
+        self.is_paying = best > 0 or self._would_pay(wanting, levels, weight, len(running))
+        if best == 0:
+            chosen, tried = [], self._tried_alone(found, wanting)
         elif self.times.num_micro_batches == 1 and self._trials.of_none(found, best):
             self.stops_feeding = True
             return []
         else:
-            num_chosen = int(found.num_drafts[best])
-            chosen, others = wanting[:num_chosen], wanting[num_chosen:]
-            tried = [sequence for sequence in others if sequence.is_on_trial]
-            if others and not tried:
-                tried = others[: self._trials.of_further(found, best, self._catch_up_s(others), self._row_s)]
-        self._promise(found, chosen, levels[: len(chosen)])
+            chosen, tried = [*range(found.num_drafts[best])], self._tried_beside(found, best, wanting)
+        promising = chosen or tried
+        self._promise(found, [wanting[place] for place in promising], levels[promising])
         for sequence in wanting:
             sequence.is_on_trial, sequence.min_nodes = False, 0
-        for sequence in tried:
-            sequence.is_on_trial, sequence.min_nodes = not sequence.is_fed, TRIAL_NODES
-        return chosen + (tried if pays else [])
+        for place in tried:
+            wanting[place].is_on_trial, wanting[place].min_nodes = not wanting[place].is_fed, TRIAL_NODES
+        return [wanting[place] for place in chosen + tried]
+
+    def _tried_beside(self, found: Prospects, best: int, wanting: list[Sequence]) -> list[int]:
+        """Places of some for which a draft is not thought to pay, where for others one is."""
+        others = range(found.num_drafts[best], len(wanting))
+        on_trial = [place for place in others if wanting[place].is_on_trial]
+        if on_trial or not others:
+            return on_trial
+        catch_up_s = self._catch_up_s(wanting[others.start :])
+        return [*others[: self._trials.of_further(found, best, catch_up_s, self._row_s)]]
+
+    def _tried_alone(self, found: Prospects, wanting: list[Sequence]) -> list[int]:
+        """The same where no draft is thought to pay."""
+        lasting = [place for place, sequence in enumerate(wanting) if _is_lasting(sequence)]
+        catch_up_s = self._catch_up_s([wanting[place] for place in lasting])
+        return lasting[: self._trials.of_drafts(found, len(lasting), catch_up_s, self._row_s)]
 
     def _catch_up_s(self, sequences: list[Sequence]) -> Doubles:
         """`[sequences + 1]`: of the target's time, what the drafters of the first so many are to be sent first."""

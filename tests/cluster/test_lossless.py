@@ -13,7 +13,8 @@ import pytest
 
 from cluster.requests import GenerationRequest, Strategy
 from cluster.router import Router, RouterSettings
-from cluster.router.drafting import DraftStage
+from cluster.router.drafts_in_flight import DraftsInFlight
+from cluster.router.sequence import Sequence
 from cluster.router.speculation import Speculation
 from cluster.router.splitting import SplitChooser
 from dflash_core.contracts import SamplingParams
@@ -31,18 +32,21 @@ MAX_TOKENS = 16
 
 
 def choose_at_random(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
-    """Budgets, who is drafted for, how long drafts are waited for, and whether two rounds are in flight."""
+    """Budgets, who is drafted for and fed, how long drafts are waited for, and whether two rounds are in flight."""
 
     def any_budget(*arguments: Any) -> NodeBudget:
         most_nodes: int = arguments[-1]
         return NodeBudget.of(min(rng.choice([0, 3, 40, 200]), most_nodes))
 
     monkeypatch.setattr(Speculation, "node_budget", any_budget)
-    monkeypatch.setattr(DraftStage, "_time_left", lambda *_: rng.choice([-1.0, 0.001, 60.0]))
+    monkeypatch.setattr(DraftsInFlight, "_time_left", lambda *_: rng.choice([-1.0, 0.001, 60.0]))
     monkeypatch.setattr(Speculation, "is_worth_waiting", lambda *_: rng.random() < 0.8)
-    monkeypatch.setattr(
-        Speculation, "choose_drafted", lambda _, ready, running: [s for s in ready if rng.random() < 0.9]
-    )
+
+    def any_of_them(speculation: Speculation, ready: list[Sequence], running: list[Sequence]) -> list[Sequence]:
+        speculation.stops_feeding = rng.random() < 0.3
+        return [sequence for sequence in ready if rng.random() < 0.9]
+
+    monkeypatch.setattr(Speculation, "choose_drafted", any_of_them)
     monkeypatch.setattr(SplitChooser, "choose", lambda *_: rng.choice([1, 2, 2]))
 
 
