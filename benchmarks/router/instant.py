@@ -11,11 +11,13 @@ from cluster.requests import GenerationRequest, TokenEvent
 from dflash_core.contracts import (
     ContextAck,
     ContextChunk,
-    Draft,
     DraftBlock,
     DrafterInfo,
     Outcome,
     OutcomeStatus,
+    PackedDraftBlocks,
+    PackedDrafts,
+    PackedOutcomes,
     Prefill,
     RoundRequest,
     RoundResult,
@@ -84,7 +86,7 @@ class InstantTarget:
         )
 
     def run_round(self, request: RoundRequest) -> InstantOutput:
-        outcomes = (*map(_prefilled, request.prefills), *map(_verified, request.trees))
+        outcomes = PackedOutcomes.of([*map(_prefilled, request.prefills), *map(_verified, request.trees)])
         return InstantOutput(RoundResult(request.round_id, outcomes, self.free_blocks, 0))
 
     def release_all(self) -> None:
@@ -110,11 +112,17 @@ class InstantDrafter:
         first = rng.integers(0, VOCAB_SIZE - NUM_CANDIDATES, size=shape[:2])
         self._token_ids = (first[..., None] + np.arange(NUM_CANDIDATES)).astype(np.int32)
 
-    def draft(self, blocks: Sequence[DraftBlock]) -> list[Draft]:
-        return [self._draft(block, number % _NUM_PREPARED) for number, block in enumerate(blocks)]
-
-    def _draft(self, block: DraftBlock, prepared: int) -> Draft:
-        return Draft(block.key, block.context_len, self._token_ids[prepared], self._scores[prepared])
+    def draft(self, blocks: Sequence[DraftBlock]) -> PackedDrafts:
+        packed = PackedDraftBlocks.of(blocks)
+        prepared = slice(len(blocks)) if len(blocks) <= _NUM_PREPARED else np.arange(len(blocks)) % _NUM_PREPARED
+        return PackedDrafts(
+            packed.keys,
+            packed.context_lens,
+            [DEPTH] * len(blocks),
+            [NUM_CANDIDATES] * len(blocks),
+            self._token_ids[prepared].ravel(),
+            self._scores[prepared].ravel(),
+        )
 
     def open(self, key: SequenceKey, context_len: int) -> None:
         """It holds none."""

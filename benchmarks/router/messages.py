@@ -20,6 +20,7 @@ from dflash_core.contracts import (
     DraftRequest,
     DraftResult,
     DraftTree,
+    PackedDraftBlocks,
     PackedTreeRows,
     RoundRequest,
     SamplingParams,
@@ -54,8 +55,8 @@ class MessageCosts:
 
 def message_costs(load: Load) -> MessageCosts:
     keys = [SequenceKey(f"sequence-{number}.router.{number}", 1) for number in range(load.num_sequences)]
-    blocks = tuple(DraftBlock(key, 1, PROMPT_TOKENS, SamplingParams(seed=1)) for key in keys)
-    drafts = DraftResult(1, tuple(InstantDrafter().draft(blocks)))
+    blocks = PackedDraftBlocks.of([DraftBlock(key, 1, PROMPT_TOKENS, SamplingParams(seed=1)) for key in keys])
+    drafts = DraftResult(1, InstantDrafter().draft(blocks))
     trees = PackedTreeRows.of([TreeRows(key, PROMPT_TOKENS, _tree(load.tree_budget)) for key in keys])
     request = RoundRequest(1, trees=trees)
     result = InstantTarget(load).run_round(request).result

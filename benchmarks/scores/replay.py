@@ -10,7 +10,8 @@ from enum import StrEnum
 from benchmarks.traces.trace import SequenceTrace
 from dflash_core.contracts import DEFAULT_RANKING, DraftTree
 from dflash_core.trees.acceptance import AcceptanceModel, context_class
-from dflash_core.trees.build import NO_HISTORY, NodeBudget, TreeBuilder, TreeCandidates
+from dflash_core.trees.build import NodeBudget, TreeBuilder
+from dflash_core.trees.candidates import NO_HISTORY, TreeCandidates
 from dflash_core.trees.histories import TokenHistories
 
 # Of a shared budget a sequence may take this many times its share, as in the router.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dflash_core.trees.acceptance import AcceptanceModel
-from dflash_core.trees.build import NodeBudget, TreeBuilder, TreeCandidates
+from dflash_core.trees.build import NodeBudget, TreeBuilder
+from dflash_core.trees.candidates import TreeCandidates
 from dflash_core.trees.histories import TokenHistories
 
 _VOCAB = 32_000

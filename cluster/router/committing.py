@@ -6,12 +6,12 @@ from typing import Protocol
 
 import numpy as np
 
-from cluster.requests import EventSink, TokenEvent
+from cluster.requests import EventSink, FinishReason, GenerationStatistics, TokenEvent
 from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.timings import RoundTimings
-from dflash_core.contracts import Outcome, OutcomeStatus, Prefill, RoundResult, SequenceKey
+from dflash_core.contracts import Outcome, OutcomeStatus, PackedOutcomes, Prefill, RoundResult, SequenceKey
 from dflash_core.errors import DFlashError, InvalidRequest, ProtocolError
 
 # Once a round and sequence: an enum's attribute takes ten times as long to look up as a name.
@@ -41,29 +41,49 @@ class SequenceKeeper(Protocol):
 
 
 class EventBatch:
-    """The events of one round, one list per client."""
+    """What one round hands out, one list of events per client."""
 
     def __init__(self) -> None:
-        self._events: dict[int, tuple[EventSink, list[TokenEvent]]] = {}
+        self._token_ids: list[int] = []  # of all events: to make one array takes a fraction of what many take
+        self._rows: list[tuple[EventSink, str, int, FinishReason | None, GenerationStatistics | None, int, int]] = []
 
-    def add(self, sink: EventSink, event: TokenEvent) -> None:
-        entry = self._events.get(id(sink))
-        if entry is None:
-            entry = self._events[id(sink)] = (sink, [])
-        entry[1].append(event)
+    @property
+    def num_tokens(self) -> int:
+        return len(self._token_ids)
+
+    def add(
+        self,
+        sequence: Sequence,
+        token_ids: list[int],
+        finish: FinishReason | None,
+        statistics: GenerationStatistics | None,
+        num_nodes: int,
+        cached_tokens: int,
+    ) -> None:
+        self._token_ids += token_ids
+        sequence_id = sequence.request.sequence_id
+        self._rows.append((sequence.sink, sequence_id, len(token_ids), finish, statistics, num_nodes, cached_tokens))
 
     def send(self) -> None:
-        for sink, events in self._events.values():
+        flat, end = np.array(self._token_ids, np.int32), 0
+        of_clients: dict[EventSink, list[TokenEvent]] = {}
+        for sink, sequence_id, count, finish, statistics, num_nodes, cached_tokens in self._rows:
+            begin, end = end, end + count
+            event = TokenEvent(sequence_id, flat[begin:end], finish, statistics, None, num_nodes, cached_tokens)
+            of_clients.setdefault(sink, []).append(event)
+        for sink, events in of_clients.items():
             sink.put(events)
 
 
-def check_result(link: TargetLink, plan: RoundPlan, result: RoundResult) -> None:
+def check_result(link: TargetLink, plan: RoundPlan, result: RoundResult) -> PackedOutcomes:
     """Raises `ProtocolError` unless the outcomes are those of the plan, in its order, and the oldest may go on."""
-    wanted = [prefill.key for prefill in plan.request.prefills] + [*plan.trees.keys]
-    got = [outcome.key for outcome in result.outcomes]
+    outcomes = PackedOutcomes.of(result.outcomes)
+    wanted, got = [prefill.key for prefill in plan.request.prefills] + [*plan.trees.keys], [*outcomes.keys]
     if wanted != got:
         raise ProtocolError(f"round {result.round_id}: wanted outcomes of {wanted}, got {got}")
-    out_of_blocks = {outcome.key for outcome in result.outcomes if outcome.status is _OUT_OF_BLOCKS}
+    if not result.preempted and _OUT_OF_BLOCKS not in outcomes.statuses:
+        return outcomes
+    out_of_blocks = {key for key, status in zip(got, outcomes.statuses, strict=True) if status is _OUT_OF_BLOCKS}
     if out_of_blocks != set(result.preempted).intersection(got):
         raise ProtocolError(
             f"round {result.round_id}: {sorted(out_of_blocks)} are out of blocks, {sorted(result.preempted)} preempted"
@@ -71,6 +91,7 @@ def check_result(link: TargetLink, plan: RoundPlan, result: RoundResult) -> None
     if got and len(out_of_blocks) == len(got) and not _others_hold_blocks(link, plan, out_of_blocks):
         # Nobody else holds blocks. Were the oldest on the target preempted, everybody might be, round after round.
         raise ProtocolError(f"round {result.round_id}: all of {got} are out of blocks, nobody can go on")
+    return outcomes
 
 
 def _others_hold_blocks(link: TargetLink, plan: RoundPlan, out_of_blocks: set[SequenceKey]) -> bool:
@@ -92,58 +113,76 @@ def commit_round(
     now: float,
 ) -> None:
     """Raises `ProtocolError` before anything is committed when the result does not answer the plan."""
-    check_result(link, plan, result)
+    outcomes = check_result(link, plan, result)
     link.free_blocks = result.free_blocks
     _preempt(link, result, keeper, timings)
     events = EventBatch()
-    split = len(plan.request.prefills)
-    output_tokens = 0
-    for sequence, chunk, outcome in zip(plan.sequences, plan.request.prefills, result.outcomes, strict=False):
-        if _is_answered(sequence, outcome, keeper):
-            chosen = _commit_prefill(sequence, chunk, outcome, keeper, timings)
-            output_tokens += _hand_out(sequence, chosen, 0, events, keeper, now)
-    for sequence, num_rows, outcome in zip(
-        plan.sequences[split:], plan.trees.num_rows, result.outcomes[split:], strict=True
-    ):
-        if _is_answered(sequence, outcome, keeper):
-            timings.tree_sequences += 1
-            timings.tree_nodes += num_rows - 1
-            chosen = _commit_tree(sequence, outcome, num_rows - 1, keeper)
-            output_tokens += _hand_out(sequence, chosen, num_rows - 1, events, keeper, now)
+    for sequence, chunk, outcome in zip(plan.sequences, plan.request.prefills, outcomes, strict=False):
+        if sequence.phase is _DONE or sequence.key != outcome.key:
+            continue  # cancelled, or sent elsewhere, while the round ran
+        if outcome.status is not _OK:
+            _not_ok(sequence, outcome.status, outcome.message, keeper)
+            continue
+        chosen = _commit_prefill(sequence, chunk, outcome, keeper, timings)
+        if chosen is not None:
+            _hand_out(sequence, [chosen], 0, events, keeper, now)
+    _commit_trees(plan, outcomes, events, keeper, timings, now)
     timings.rounds += 1
-    timings.output_tokens += output_tokens
+    timings.output_tokens += events.num_tokens
     events.send()
     link.recount_all(plan.sequences)
     keeper.place_waiting()
 
 
-def _is_answered(sequence: Sequence, outcome: Outcome, keeper: SequenceKeeper) -> bool:
-    """Whether there is something to commit."""
-    if sequence.phase is _DONE or sequence.key != outcome.key:
-        return False  # cancelled, or sent elsewhere, while the round ran
-    if outcome.status is _OK:
-        return True
-    _not_ok(sequence, outcome, keeper)
-    return False
+def _commit_trees(
+    plan: RoundPlan,
+    outcomes: PackedOutcomes,
+    events: EventBatch,
+    keeper: SequenceKeeper,
+    timings: RoundTimings,
+    now: float,
+) -> None:
+    split = len(plan.request.prefills)
+    accepted, end = outcomes.token_ids.tolist(), sum(outcomes.num_accepted[:split])
+    columns = (outcomes.statuses, outcomes.num_accepted, outcomes.bonus_tokens, outcomes.cached_lens)
+    for place, (sequence, key, num_rows, status, num_accepted, bonus_token, cached_len) in enumerate(
+        zip(plan.sequences[split:], plan.trees.keys, plan.trees.num_rows, *[c[split:] for c in columns], strict=True)
+    ):
+        begin, end = end, end + num_accepted
+        if sequence.phase is _DONE or sequence.key != key:
+            continue  # cancelled, or sent elsewhere, while the round ran
+        if status is not _OK:
+            _not_ok(sequence, status, outcomes.messages.get(split + place, ""), keeper)
+            continue
+        timings.tree_sequences += 1
+        timings.tree_nodes += num_rows - 1
+        root_position = sequence.root_position  # the tree's: of an attempt, it changes here alone
+        expected = root_position + num_accepted + 1
+        if cached_len != expected or bonus_token < 0:
+            keeper.prefill_again(
+                sequence,
+                f"root at {root_position}, {num_accepted} accepted: expected cached_len {expected} and a "
+                f"token, got {cached_len} and {bonus_token}",
+            )
+            continue
+        sequence.rounds += 1
+        sequence.tree_nodes += num_rows - 1
+        sequence.accepted_tokens += num_accepted
+        sequence.cached_len = expected
+        _hand_out(sequence, [*accepted[begin:end], bonus_token], num_rows - 1, events, keeper, now)
 
 
 def _hand_out(
     sequence: Sequence, chosen: list[int], num_nodes: int, events: EventBatch, keeper: SequenceKeeper, now: float
-) -> int:
-    """Appends the tokens that the target chose, none where it was wrong or has not come to any; returns how many."""
-    if not chosen:
-        return 0
+) -> None:
+    """Appends the tokens that the target chose."""
     cached_tokens = sequence.cached_tokens if sequence.first_token_at is None else 0
     kept, finish = sequence.append(chosen, now)
-    statistics = None if finish is None else sequence.statistics(now)
-    token_ids = np.array(kept, np.int32)
-    events.add(
-        sequence.sink,
-        TokenEvent(sequence.request.sequence_id, token_ids, finish, statistics, None, num_nodes, cached_tokens),
-    )
-    if finish is not None:
+    if finish is None:
+        events.add(sequence, kept, None, None, num_nodes, cached_tokens)
+    else:
+        events.add(sequence, kept, finish, sequence.statistics(now), num_nodes, cached_tokens)
         keeper.finish(sequence)
-    return len(kept)
 
 
 def _preempt(link: TargetLink, result: RoundResult, keeper: SequenceKeeper, timings: RoundTimings) -> None:
@@ -156,14 +195,15 @@ def _preempt(link: TargetLink, result: RoundResult, keeper: SequenceKeeper, timi
 
 def _commit_prefill(
     sequence: Sequence, chunk: Prefill, outcome: Outcome, keeper: SequenceKeeper, timings: RoundTimings
-) -> list[int]:
+) -> int | None:
+    """The token that the target chose; None where it was wrong or has not come to one."""
     num_hit_tokens = outcome.num_hit_tokens
     if not chunk.may_hit(num_hit_tokens):
         keeper.prefill_again(
             sequence,
             f"{chunk.num_known} tokens to prefill from {chunk.start} on, {num_hit_tokens} of them cached",
         )
-        return []
+        return None
     computed = chunk.skip(num_hit_tokens)
     end = computed.start + len(computed.token_ids)
     if outcome.cached_len != end or (outcome.bonus_token >= 0) != computed.is_last:
@@ -172,43 +212,24 @@ def _commit_prefill(
             f"prefill up to {end} (last: {computed.is_last}) answered with cached_len {outcome.cached_len} "
             f"and token {outcome.bonus_token}",
         )
-        return []
+        return None
     timings.prefill_tokens += len(computed.token_ids)
     timings.hit_tokens += num_hit_tokens
     if chunk.start == 0 and sequence.is_new:
         sequence.cached_tokens = min(num_hit_tokens, sequence.request.num_prompt_tokens)
     sequence.cached_len, sequence.num_hit_tokens = end, sequence.num_hit_tokens + num_hit_tokens
     if not computed.is_last:
-        return []
+        return None
     sequence.phase = Phase.RUNNING
     sequence.rounds += 1
-    return [outcome.bonus_token]
+    return outcome.bonus_token
 
 
-def _commit_tree(sequence: Sequence, outcome: Outcome, num_nodes: int, keeper: SequenceKeeper) -> list[int]:
-    accepted: list[int] = outcome.token_ids.tolist()
-    root_position = sequence.root_position  # the tree's: of an attempt, it changes here alone
-    expected = root_position + len(accepted) + 1
-    if outcome.cached_len != expected or outcome.bonus_token < 0:
-        keeper.prefill_again(
-            sequence,
-            f"root at {root_position}, {len(accepted)} accepted: expected cached_len {expected} and a "
-            f"token, got {outcome.cached_len} and {outcome.bonus_token}",
-        )
-        return []
-    sequence.rounds += 1
-    sequence.tree_nodes += num_nodes
-    sequence.accepted_tokens += len(accepted)
-    sequence.cached_len = expected
-    accepted.append(outcome.bonus_token)
-    return accepted
-
-
-def _not_ok(sequence: Sequence, outcome: Outcome, keeper: SequenceKeeper) -> None:
+def _not_ok(sequence: Sequence, status: OutcomeStatus, message: str, keeper: SequenceKeeper) -> None:
     """Each status by its rule (ARCHITECTURE section 8); none concerns the other sequences of the round."""
-    reason = f"{outcome.status.value}: {outcome.message}" if outcome.message else outcome.status.value
-    match outcome.status:
+    reason = f"{status.value}: {message}" if message else status.value
+    match status:
         case OutcomeStatus.INVALID:
-            keeper.fail(sequence, InvalidRequest(outcome.message or "the target refused the request"))
+            keeper.fail(sequence, InvalidRequest(message or "the target refused the request"))
         case _:  # unknown there, or the target stands elsewhere, or holds a higher attempt
             keeper.prefill_again(sequence, reason)

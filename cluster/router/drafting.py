@@ -14,7 +14,7 @@ from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
 from cluster.router.timings import RoundTimings
 from cluster.router.tree_planner import TreePlanner
-from dflash_core.contracts import Draft, DraftBlock, DraftRequest
+from dflash_core.contracts import DraftRequest, PackedDrafts
 from dflash_core.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class DraftStage:
         orders = self._orders(sequences)
         for link, order in orders.items():
             self._send(link, order)
-        return sum(len(order.blocks) for order in orders.values())
+        return sum(len(order.asked) for order in orders.values())
 
     async def wait(self) -> None:
         """Until every drafter asked last has answered, or waiting for the rest pays no more."""
@@ -115,7 +115,8 @@ class DraftStage:
             sequence.num_unasked = 0
             order = orders.setdefault(sequence.drafter, DraftOrder())
             if sequence.is_fed:
-                self._ask(sequence, order)
+                self._planner.rank(sequence)
+                order.asked[sequence.key] = sequence
             elif sequence.drafter_knows:
                 sequence.feed_again()
             else:
@@ -137,38 +138,24 @@ class DraftStage:
                     return held
                 logger.info("sequence %s leaves drafter %r, which is slow", sequence.key, held.address)
             sequence.leave_drafter()
-        if self._planner.most_nodes(sequence) > 0:
+        if self._planner.wanting([sequence]):
             link = self._pool.choose_drafter(self._target)
             if link is not None:
                 sequence.join_drafter(link)
         return sequence.drafter
 
     def _open(self, sequence: Sequence, order: DraftOrder) -> None:
-        order.opens.append((sequence.key, 0))
-        order.sequences[sequence.key] = sequence
+        order.opened[sequence.key] = sequence
         sequence.drafter_knows = True
         # What the target has computed already is not sent again by itself.
         sequence.refill_from = 0 if sequence.cached_len > 0 else None
 
-    def _ask(self, sequence: Sequence, order: DraftOrder) -> None:
-        order.sequences[sequence.key] = sequence
-        sequence.ranking = self._planner.ranking(sequence)
-        order.blocks.append(
-            DraftBlock(
-                sequence.key,
-                sequence.token_ids[-1],
-                sequence.root_position,
-                sequence.request.sampling,
-                sequence.ranking,
-            )
-        )
-
     def _send(self, link: DrafterLink, order: DraftOrder) -> None:
         request = DraftRequest(
             batch_id=next(link.batch_ids),
-            opens=tuple(order.opens),
+            opens=tuple([(key, 0) for key in order.opened]),
             releases=link.take_releases(),
-            blocks=tuple(order.blocks),
+            blocks=order.blocks(),
             wait_ms=self._settings.draft_wait_ms,
             queued_sequences=self._pool.queued_per_drafter,
             num_candidates=self._planner.num_candidates,
@@ -187,29 +174,34 @@ class DraftStage:
             except Exception as error:
                 # The drafter is there but could not answer: its sequences are opened anew, ever more rarely.
                 logger.exception("drafter %r failed a batch", link.address)
-                for sequence in entry.order.sequences.values():
+                for sequence in entry.order.sequences:
                     self._open_anew(sequence, link, f"{error}")
                 continue
             ended_at = now() if entry.done_at is None else entry.done_at
-            link.times.observe(len(entry.order.blocks), ended_at - entry.sent_at)
+            link.times.observe(len(entry.order.asked), ended_at - entry.sent_at)
             if not entry.was_late:
                 link.num_late = 0
             self._timings.drafted(link.drafter, entry.sent_at, ended_at, result)
-            for draft in result.drafts:
-                sequence_or_none = entry.order.sequences.get(draft.key)
-                if sequence_or_none is not None:
-                    self._take(sequence_or_none, link, draft)
+            self._take(entry.order, link, PackedDrafts.of(result.drafts))
 
-    def _take(self, sequence: Sequence, link: DrafterLink, draft: Draft) -> None:
-        if draft.key != sequence.key or sequence.drafter is not link:
-            return  # an older attempt, or it has moved to another drafter meanwhile
-        if draft.error is not None:
-            self._open_anew(sequence, link, draft.error)
-        elif draft.missing_from is not None:
-            self._needs_refill(sequence, link, draft.missing_from, f"features from {draft.missing_from} on missing")
-        elif draft.context_len == sequence.root_position:
-            sequence.draft = draft
-            sequence.num_refills = 0
+    def _take(self, order: DraftOrder, link: DrafterLink, drafts: PackedDrafts) -> None:
+        refused = drafts.errors.keys() | drafts.missing_from.keys()
+        for place, (key, context_len) in enumerate(zip(drafts.keys, drafts.context_lens, strict=True)):
+            sequence = order.asked.get(key)
+            if sequence is None or sequence.key != key or sequence.drafter is not link:
+                continue  # an older attempt, or it has moved to another drafter meanwhile
+            if place in refused:
+                self._take_refusal(sequence, link, drafts, place)
+            elif context_len == sequence.root_position:
+                sequence.drafts, sequence.draft_place = drafts, place
+                sequence.num_refills = 0
+
+    def _take_refusal(self, sequence: Sequence, link: DrafterLink, drafts: PackedDrafts, place: int) -> None:
+        if place in drafts.errors:
+            self._open_anew(sequence, link, drafts.errors[place])
+        else:
+            position = drafts.missing_from[place]
+            self._needs_refill(sequence, link, position, f"features from {position} on missing")
 
     def _open_anew(self, sequence: Sequence, link: DrafterLink, reason: str) -> None:
         """Whatever the drafter holds of it, it holds no more."""

@@ -10,7 +10,7 @@ from cluster.router.links import DrafterLink
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
-from dflash_core.contracts import DraftBlock, DraftResult, SequenceKey
+from dflash_core.contracts import DraftResult, PackedDraftBlocks, SequenceKey
 
 # Once a round and sequence: an enum's attribute takes ten times as long to look up as a name.
 _RUNNING = Phase.RUNNING
@@ -25,9 +25,23 @@ _SLACK = 1.5
 class DraftOrder:
     """What goes to one drafter in this stage, and whose drafts come back."""
 
-    opens: list[tuple[SequenceKey, int]] = field(default_factory=list)
-    blocks: list[DraftBlock] = field(default_factory=list)
-    sequences: dict[SequenceKey, Sequence] = field(default_factory=dict)
+    opened: dict[SequenceKey, Sequence] = field(default_factory=dict)
+    asked: dict[SequenceKey, Sequence] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [*(self.opened | self.asked).values()]
+
+    def blocks(self) -> PackedDraftBlocks:
+        """Of those asked, as they stand."""
+        asked = self.asked.values()
+        return PackedDraftBlocks(
+            keys=[*self.asked],
+            root_tokens=[sequence.token_ids[-1] for sequence in asked],
+            context_lens=[sequence.root_position for sequence in asked],
+            samplings=[sequence.request.sampling for sequence in asked],
+            rankings=[sequence.ranking for sequence in asked],
+        )
 
 
 @dataclass(slots=True)
@@ -79,7 +93,7 @@ class DraftsInFlight:
             if remaining > 0.0:
                 await asyncio.wait([entry.task for entry in awaited.values()], timeout=remaining)
         for link, entry in self._entries.items():
-            if not entry.task.done() and entry.order.blocks:
+            if not entry.task.done() and entry.order.asked:
                 entry.was_late = True
                 link.num_late += 1
 
@@ -94,12 +108,12 @@ class DraftsInFlight:
         return {
             link: entry
             for link, entry in self._entries.items()
-            if not entry.was_late and not entry.task.done() and (entry.order.blocks or entry.order.opens)
+            if not entry.was_late and not entry.task.done() and (entry.order.asked or entry.order.opened)
         }
 
     def _time_left(self, link: DrafterLink, entry: InFlight, share: float) -> float:
         """Seconds until such a share of its answers would be there, with some slack for those that are on time."""
-        num_blocks = max(1, len(entry.order.blocks))
+        num_blocks = max(1, len(entry.order.asked))
         if self._settings.always_waits:
             return entry.sent_at + self._settings.draft_timeout_ms / 1e3 - now()
         patience = min(_SLACK * link.times.quantile(num_blocks, share), self._settings.draft_timeout_ms / 1e3)
@@ -107,9 +121,4 @@ class DraftsInFlight:
 
 
 def _missing(awaited: dict[DrafterLink, InFlight]) -> list[Sequence]:
-    return [
-        sequence
-        for entry in awaited.values()
-        for sequence in entry.order.sequences.values()
-        if sequence.phase is _RUNNING
-    ]
+    return [sequence for entry in awaited.values() for sequence in entry.order.sequences if sequence.phase is _RUNNING]

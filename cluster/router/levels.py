@@ -53,17 +53,18 @@ class DraftLevels:
         ]
         return np.array(levels, np.float64)
 
-    def observe(self, sequence: Sequence, level: float, is_paying: bool) -> None:
-        """One draft's gain, over the part of a level that as many nodes bring."""
-        kind = sequence.kind
-        mean = self._means.get(kind, FIRST_LEVEL)
-        num_seen = self._num_seen[kind] = self._num_seen.get(kind, 0) + 1
-        mean += max(_MEAN_STEP if is_paying else _TRIAL_STEP, 1.0 / (num_seen + 1)) * (level - mean)
-        self._means[kind] = mean
-        sequence.num_gains += 1
-        own = mean if sequence.gain_level is None else sequence.gain_level
-        seen = mean + _OWN_SHARE * (level - mean)
-        sequence.gain_level = own + max(_STEP, 1.0 / (sequence.num_gains + _DRAFTS_OF_MEAN)) * (seen - own)
+    def observe(self, sequences: Many[Sequence], levels: Doubles, is_paying: bool) -> None:
+        """`[sequences]`: the gain of a draft of each, over the part of a level that as many nodes bring."""
+        means, num_seen, least_step = self._means, self._num_seen, _MEAN_STEP if is_paying else _TRIAL_STEP
+        for sequence, level in zip(sequences, levels.tolist(), strict=True):
+            kind = sequence.kind
+            count = num_seen[kind] = num_seen.get(kind, 0) + 1
+            mean = means.get(kind, FIRST_LEVEL)
+            mean = means[kind] = mean + max(least_step, 1.0 / (count + 1)) * (level - mean)
+            own = mean if sequence.gain_level is None else sequence.gain_level
+            seen = mean + _OWN_SHARE * (level - mean)
+            sequence.num_gains += 1
+            sequence.gain_level = own + max(_STEP, 1.0 / (sequence.num_gains + _DRAFTS_OF_MEAN)) * (seen - own)
 
     # --- promises
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from cluster.router.clock import now
 from cluster.router.committing import SequenceKeeper, commit_round
@@ -18,7 +21,7 @@ from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
 from cluster.router.timings import COMMIT, DRAFT, IDLE, LEARN, PLAN, VERIFY, RoundTimings
 from cluster.router.tree_planner import PlannedTrees, TreePlanner
-from dflash_core.contracts import Outcome, OutcomeStatus, RoundResult
+from dflash_core.contracts import OutcomeStatus, PackedOutcomes
 from dflash_core.errors import DFlashError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -88,7 +91,7 @@ class MicroBatch:
 
     async def run(self) -> None:
         """Ends when the target is lost, or by cancellation."""
-        unlearned: tuple[PlannedTrees, list[Outcome | None], float] | None = None
+        unlearned: tuple[_Verified, float] | None = None
         ended_at: float | None = None  # of the round before; None after idling
         try:
             while not self._link.is_lost:
@@ -112,10 +115,10 @@ class MicroBatch:
                     continue
                 if ended_at is not None:
                     self._speculation.times.observe_between(num_blocks, now() - ended_at)
-                outcomes = await self._verify_and_commit(plan)
+                verified = await self._verify_and_commit(plan)
                 ended_at = None
-                if outcomes is not None:
-                    unlearned, ended_at = (plan.planned, outcomes, promised_tokens), now()
+                if verified is not None:
+                    unlearned, ended_at = (verified, promised_tokens), now()
         finally:
             self._draft_stage.close()
 
@@ -131,14 +134,14 @@ class MicroBatch:
                 self._host.queued_per_target,
             )
 
-    async def _verify_and_commit(self, plan: RoundPlan) -> list[Outcome | None] | None:
+    async def _verify_and_commit(self, plan: RoundPlan) -> _Verified | None:
         """What can be learned from; None where the round failed."""
         try:
             sent_at = now()
             with self._timings.wait(VERIFY):
                 result = await self._link.target.run_round(plan.request)
             verify_s, cycle_s = self._rounds.verified(sent_at, now())
-            teaching = _teaching(plan, result)
+            verified = _Verified.of(plan, PackedOutcomes.of(result.outcomes))
             self._timings.verified(self._link.target, self._index, sent_at, plan.request, result)
             with self._timings.stage(COMMIT):
                 commit_round(self._link, plan, result, self._host, self._timings, now())
@@ -156,36 +159,48 @@ class MicroBatch:
             load = RoundLoad.done(plan.request, result)
             feeds = any(sequence.is_fed for sequence in plan.sequences)
             self._speculation.observe_round(load, plan.planned, verify_s, cycle_s, feeds)
-            return teaching
+            return verified
         return None
 
-    def _learn(self, planned: PlannedTrees, outcomes: list[Outcome | None], promised_tokens: float) -> None:
+    def _learn(self, verified: _Verified, promised_tokens: float) -> None:
         """From what the target wrote after each root that had a draft."""
+        planned, outcomes = verified.planned, verified.outcomes
         if planned.batch is None:
             return
         with self._timings.stage(LEARN):
-            expected_tokens, drafted_tokens, brought_tokens = 0.0, 0, 0.0
-            expected_of_trees = planned.batch.expected_tokens.tolist()
-            shape = shape_at(planned.num_nodes / len(planned.drafted))
-            for entry in planned.drafted:
-                outcome, expected = outcomes[entry.place], expected_of_trees[entry.place]
-                if outcome is not None:
-                    num_accepted = len(outcome.token_ids)
-                    brought_tokens += self._speculation.observe_draft(entry.sequence, expected, num_accepted, shape)
-                    expected_tokens += expected
-                    drafted_tokens += num_accepted + 1
+            drafted = planned.drafted
+            teaching = [entry for entry, place in enumerate(drafted.places) if verified.teaches[place]]
+            places = [drafted.places[entry] for entry in teaching]
+            expected_tokens = planned.batch.expected_tokens[places]
+            num_accepted = np.array([outcomes.num_accepted[place] for place in places], np.float64)
+            # The mean of what was expected, which is less noisy, and what came.
+            gains = 0.5 * (expected_tokens - 1.0 + num_accepted)
+            shape = shape_at(planned.num_nodes / planned.num_drafted)
+            sequences = [drafted.sequences[entry] for entry in teaching]
+            brought_tokens = self._speculation.observe_drafts(sequences, gains, shape)
             if promised_tokens > 0.0:
                 self._speculation.observe_promise(promised_tokens, brought_tokens)
-            self._timings.expected_tokens += expected_tokens
-            self._timings.drafted_tokens += drafted_tokens
-            self._planner.learn(planned, outcomes)
+            self._timings.expected_tokens += float(expected_tokens.sum())
+            self._timings.drafted_tokens += int(num_accepted.sum()) + len(places)
+            self._planner.learn(planned, outcomes, verified.teaches)
 
 
-def _teaching(plan: RoundPlan, result: RoundResult) -> list[Outcome | None]:
-    """Outcomes of the trees that can be learned from. Before they are committed: a sequence that has ended by then was
-    cancelled while the round ran, and its history may be another's."""
-    first = len(plan.request.prefills)
-    return [
-        outcome if outcome.status is _OK and sequence.phase is not _DONE else None
-        for sequence, outcome in zip(plan.sequences[first:], result.outcomes[first:], strict=False)
-    ]
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """Trees, and what became of them."""
+
+    planned: PlannedTrees
+    outcomes: PackedOutcomes  # the trees' alone
+    teaches: list[bool]  # whether there is something to learn from each
+
+    @classmethod
+    def of(cls, plan: RoundPlan, outcomes: PackedOutcomes) -> _Verified:
+        """Before the outcomes are committed: a sequence that has ended by then was cancelled while the round ran, and
+        its history may be another's."""
+        num_prefills = len(plan.request.prefills)
+        of_trees = outcomes.after(num_prefills)
+        teaches = [
+            status is _OK and sequence.phase is not _DONE
+            for sequence, status in zip(plan.sequences[num_prefills:], of_trees.statuses, strict=False)
+        ]
+        return cls(plan.planned, of_trees, teaches)

@@ -72,7 +72,7 @@ def plan_round(
         queued_sequences=queued_sequences,
     )
     for sequence in running:
-        sequence.draft = None  # good for this root only
+        sequence.drafts = None  # good for this root only
     return RoundPlan(request, trees, (*prefilling, *running), planned)
 
 
@@ -84,8 +84,8 @@ def _plan_trees(
     max_nodes: int,
 ) -> PlannedTrees:
     drafted = planner.drafted(running)
-    if not drafted:
-        return planner.build(running, (), NodeBudget.of(0))
+    if not drafted.places:
+        return planner.build(running, drafted, NodeBudget.of(0))
     root_context = sum(sequence.root_position for sequence in running)
     chunks = RoundLoad.planned(prefills, ())
     fixed = RoundLoad(

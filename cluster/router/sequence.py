@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics, LatencyClass
 from cluster.router.prefixes import PREFIX_BLOCK_TOKENS, extend_hashes
-from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, SequenceKey, TokenIds
+from dflash_core.contracts import DEFAULT_RANKING, DraftRanking, PackedDrafts, SequenceKey, TokenIds
 from dflash_core.trees.acceptance import context_class
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Sequence:
     cached_len: int = 0  # tokens of this attempt in the target's KV
     num_hit_tokens: int = 0  # of them, those that the prefix cache had: their blocks may be others' too
     micro_batch: int | None = None  # of its target's, the one whose rounds it is in
-    draft: Draft | None = None  # for the present root
+    drafts: PackedDrafts | None = None  # an answer that has a draft for the present root
+    draft_place: int = 0  # of it in there
     ranking: DraftRanking = DEFAULT_RANKING  # of the draft asked for last
     gain_level: float | None = None  # tokens per round that its drafts would bring with 32 nodes; None: none was seen
     num_gains: int = 0  # that were seen
@@ -83,7 +84,8 @@ class Sequence:
     num_wanted: int = field(init=False)  # tokens that are still to be written
     root_position: int = field(init=False)
     weight: float = field(init=False)
-    kind: int = field(init=False)  # those with the same one are sampled alike
+    kind: int = field(init=False)  # those with the same one are sampled alike; 0: greedily
+    context_class: int = field(init=False)  # `kind` and how its draft is ranked
     stop_ids: frozenset[int] = field(init=False)
     num_total: int = field(init=False)  # tokens it can reach: what must fit a target that it goes to
     prefix_hashes: list[int] = field(init=False)  # of its whole blocks of `PREFIX_BLOCK_TOKENS`
@@ -92,7 +94,7 @@ class Sequence:
         self.num_wanted = self.request.max_tokens - self.num_output
         self.root_position = len(self.token_ids) - 1
         self.weight = _WEIGHTS[self.request.latency_class]
-        self.kind = context_class(self.request.sampling, DEFAULT_RANKING)
+        self.kind = self.context_class = context_class(self.request.sampling, DEFAULT_RANKING)
         self.stop_ids = frozenset(self.request.stop_token_ids)
         self.num_total = self.request.num_prompt_tokens + self.request.max_tokens
         self.prefix_hashes = []
@@ -173,7 +175,7 @@ class Sequence:
         if self.drafter_knows and not link.is_lost:
             link.release(self.key)
         self.drafter_knows = False
-        self.draft = None
+        self.drafts = None
         self.refill_from = self.unfed_from = None
         self.skip_drafts = self.num_refills = self.num_unasked = 0
         self.is_on_trial = False

@@ -80,7 +80,7 @@ class Speculation:
         running = [sequence for sequence in self._link.sequences if sequence.phase is Phase.RUNNING]
         if len(running) < 2:
             return 1.0
-        wanting = [sequence for sequence in running if self._planner.most_nodes(sequence) > 0]
+        wanting = self._planner.wanting(running)
         levels = np.sort(self._levels.of_next_drafts(wanting))[::-1]
         weight = sum([sequence.weight for sequence in running])
         half = (len(running) + 1) // 2
@@ -91,7 +91,7 @@ class Speculation:
     # --- nodes
 
     def node_budget(
-        self, fixed: RoundLoad, mean_context: float, drafted: tuple[Drafted, ...], num_roots: int, most_nodes: int
+        self, fixed: RoundLoad, mean_context: float, drafted: Drafted, num_roots: int, most_nodes: int
     ) -> NodeBudget:
         """What nodes cost, or how many there are where that is fixed.
 
@@ -100,12 +100,12 @@ class Speculation:
             most_nodes: what the target's rows leave.
         """
         if self._settings.tree_budget is not None:
-            pool = sum(self._planner.share(entry.sequence) for entry in drafted)
+            pool = sum(map(self._planner.share, drafted.sequences))
             return NodeBudget.of(min(pool, most_nodes))
-        most = min(most_nodes, sum([entry.max_nodes for entry in drafted]))
+        most = min(most_nodes, sum(drafted.max_nodes))
         num_micro_batches = self.times.num_micro_batches
         verify_s = self.times.verify_s(fixed.num_rows + most, fixed, mean_context, num_micro_batches)[fixed.num_rows :]
-        cost_s = cycles_s(verify_s, self.times.between_s(len(drafted), num_micro_batches), num_micro_batches)
+        cost_s = cycles_s(verify_s, self.times.between_s(len(drafted.places), num_micro_batches), num_micro_batches)
         return NodeBudget(cost_s * self.times.overruns(num_micro_batches)[1], self.rate)
 
     # --- drafts
@@ -118,7 +118,7 @@ class Speculation:
         """
         self.promised_tokens = 0.0
         self.stops_feeding = False
-        wanting = [sequence for sequence in ready if self._planner.most_nodes(sequence) > 0]
+        wanting = self._planner.wanting(ready)
         if not running:
             return wanting
         if not self.times.knows_drafter and wanting and (drafter := wanting[0].drafter) is not None:
@@ -227,15 +227,15 @@ class Speculation:
         self._num_quiet_rounds = 0 if feeds else self._num_quiet_rounds + 1
         # Prefill is none of it, nor is a round that only releases. One without drafts that feeds drafters, or that they
         # are fed in by the one before, takes longer than such rounds do where drafts do not pay.
-        tells = 0 < load.num_sequences == planned.num_trees and (planned.drafted or self._num_quiet_rounds > 1)
+        tells = 0 < load.num_sequences == planned.num_trees and (planned.num_drafted or self._num_quiet_rounds > 1)
         if taken_up_s is not None and tells:
-            self.times.observe_cycle(load, len(planned.drafted), taken_up_s)
+            self.times.observe_cycle(load, planned.num_drafted, taken_up_s)
         self.times.observe_round(load, verify_s)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)
         if taken_up_s is not None:
             self._trials.save(taken_up_s)
-        if planned.drafted:
-            per_draft = planned.num_nodes / len(planned.drafted)
+        if planned.num_drafted:
+            per_draft = planned.num_nodes / planned.num_drafted
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
             self._shape = shape_at(self._nodes_per_draft)
         else:
@@ -245,14 +245,13 @@ class Speculation:
         """What the drafts of a round were to bring (`promised_tokens` when they were chosen), and what they brought."""
         self._levels.observe_promise(self.times.num_micro_batches, promised_tokens, brought_tokens)
 
-    def observe_draft(self, sequence: Sequence, expected_tokens: float, num_accepted: int, shape: float) -> float:
-        """What came of one sequence's draft: the mean of what was expected, which is less noisy, and what came.
+    def observe_drafts(self, sequences: list[Sequence], gains: Doubles, shape: float) -> float:
+        """What came of drafts: `gains [sequences]`, in tokens.
 
-        `shape`: `shape_at` the nodes per draft of its round, fewer in a trial than else. Returns what came, weighted.
+        `shape`: `shape_at` the nodes per draft of their round, fewer in a trial than else. Returns the sum, weighted.
         """
-        gain = 0.5 * (expected_tokens - 1.0 + num_accepted)
-        self._levels.observe(sequence, gain / shape, self.is_paying)
-        return sequence.weight * gain
+        self._levels.observe(sequences, gains / shape, self.is_paying)
+        return float(gains @ [sequence.weight for sequence in sequences])
 
 
 def _is_lasting(sequence: Sequence) -> bool:

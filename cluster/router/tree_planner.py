@@ -6,7 +6,8 @@ import math
 import random
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,14 @@ from cluster.requests import Strategy
 from cluster.router.ranking import RankingTuner
 from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
-from dflash_core.contracts import DEFAULT_RANKING, Draft, DraftRanking, Outcome, TokenIds
+from dflash_core.contracts import DraftRanking, PackedDrafts, PackedOutcomes, TokenIds
 from dflash_core.errors import InvalidSettings
-from dflash_core.trees.acceptance import AcceptanceModel, context_class
-from dflash_core.trees.build import NO_HISTORY, UNLIMITED_WIDTH, NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
+from dflash_core.trees.acceptance import GREEDY_CLASS, AcceptanceModel, context_class
+from dflash_core.trees.build import NodeBudget, TreeBatch, TreeBuilder
+from dflash_core.trees.candidates import NO_HISTORY, UNLIMITED_WIDTH
 from dflash_core.trees.histories import TokenHistories
+from dflash_core.trees.packed import Candidates
+from dflash_core.trees.scoring import Longs
 from dflash_core.trees.worth import Worth
 
 # With a fixed budget, a sequence whose drafts are good may take this many times its share from those whose are not.
@@ -33,14 +37,19 @@ _NODES_STEP = 0.05  # of the moving average of nodes per tree
 _MOST_LEARNED = 16  # sequences of a round whose outcomes are learned from
 
 
-class Drafted(NamedTuple):
-    """A sequence of a round that has a draft, and what the tree was built from."""
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """The sequences of a round that have a draft, and what their trees are built from: an entry of each list."""
 
-    place: int  # among the running sequences of the round
-    sequence: Sequence
-    draft: Draft
-    ranking: DraftRanking
-    max_nodes: int  # of its tree
+    places: list[int]  # among the running sequences of the round
+    sequences: list[Sequence]
+    drafts: list[PackedDrafts]  # the answers that their drafts came in
+    draft_places: list[int]  # in these
+    rankings: list[DraftRanking]
+    max_nodes: list[int]  # of each tree
+
+
+_NOBODY = Drafted([], [], [], [], [], [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ class PlannedTrees:
     token_ids: TokenIds  # [rows]
     depths: npt.NDArray[np.int32]  # [rows]
     num_rows: list[int]  # [trees], roots included
-    drafted: tuple[Drafted, ...] = ()
+    drafted: Drafted = _NOBODY
     batch: TreeBatch | None = None  # the trees; None where there was nothing to choose
 
     @classmethod
@@ -61,6 +70,10 @@ class PlannedTrees:
     @property
     def num_trees(self) -> int:
         return len(self.num_rows)
+
+    @property
+    def num_drafted(self) -> int:
+        return len(self.drafted.places)
 
     @property
     def num_nodes(self) -> int:
@@ -75,11 +88,6 @@ def _limits(settings: RouterSettings) -> tuple[int, int]:
     if settings.tree_budget is None:
         return settings.max_tree_nodes, settings.max_tree_nodes
     return settings.tree_budget * _MOST_SHARES, _ANY_NUMBER
-
-
-def _root_alone(sequence: Sequence, other: Draft) -> TreeCandidates:
-    """Of the other draft's width, as candidates that are packed together had better be."""
-    return TreeCandidates(sequence.token_ids[-1], other.token_ids[:0], other.scores[:0], max_depth=0, max_nodes=0)
 
 
 class TreePlanner:
@@ -105,12 +113,19 @@ class TreePlanner:
         model, tuner = AcceptanceModel.from_dict(saved["acceptance"]), RankingTuner.from_dict(saved.get("ranking", {}))
         self._builder.model, self.tuner = model, tuner
 
-    def most_nodes(self, sequence: Sequence) -> int:
-        """The largest tree that it may get."""
-        if sequence.num_wanted <= 1:
-            return 0
-        own = sequence.request.tree_budget
-        return self._most_nodes if own is None else min(own, self._most_own_nodes)
+    def most_nodes(self, sequences: Many[Sequence]) -> list[int]:
+        """`[sequences]`: of the largest tree that each may get."""
+        usual, most = self._most_nodes, self._most_own_nodes
+        found = []
+        for sequence in sequences:
+            own = sequence.request.tree_budget
+            found.append(0 if sequence.num_wanted <= 1 else usual if own is None else min(own, most))
+        return found
+
+    def wanting(self, sequences: Many[Sequence]) -> list[Sequence]:
+        """Those that may get any nodes."""
+        most = self.most_nodes(sequences)
+        return [sequence for sequence, most_nodes in zip(sequences, most, strict=True) if most_nodes > 0]
 
     def share(self, sequence: Sequence) -> int:
         """Of a fixed budget: the nodes that it adds to the pool."""
@@ -118,11 +133,12 @@ class TreePlanner:
         own = sequence.request.tree_budget
         return self._settings.tree_budget if own is None else own
 
-    def ranking(self, sequence: Sequence) -> DraftRanking:
-        """How its next draft is to be ranked."""
-        if not self._settings.learns_acceptance:
-            return DEFAULT_RANKING
-        return self.tuner.choose(sequence.request.sampling)
+    def rank(self, sequence: Sequence) -> None:
+        """Says how its next draft is to be ranked."""
+        if sequence.kind != GREEDY_CLASS and self._settings.learns_acceptance:
+            sampling = sequence.request.sampling
+            sequence.ranking = self.tuner.choose(sampling)
+            sequence.context_class = context_class(sampling, sequence.ranking)
 
     @property
     def num_candidates(self) -> int:
@@ -130,55 +146,69 @@ class TreePlanner:
         wanted = _CANDIDATES_PER_ROOT * math.sqrt(self._nodes_per_tree) / _CANDIDATES_STEP
         return max(_LEAST_CANDIDATES, _CANDIDATES_STEP * math.ceil(wanted))
 
-    def drafted(self, sequences: Many[Sequence]) -> tuple[Drafted, ...]:
+    def drafted(self, sequences: Many[Sequence]) -> Drafted:
         """Those that have a draft for their root and may use it."""
-        found = []
-        for place, sequence in enumerate(sequences):
-            draft = sequence.draft
-            if draft is None or draft.context_len != sequence.root_position:
-                continue
-            if max_nodes := self.most_nodes(sequence):
-                found.append(Drafted(place, sequence, draft, sequence.ranking, max_nodes))
-        return tuple(found)
+        all_most = self.most_nodes(sequences)
+        places = [
+            place for place, sequence in enumerate(sequences) if sequence.drafts is not None and all_most[place] > 0
+        ]
+        found = [sequences[place] for place in places]
+        return Drafted(
+            places,
+            found,
+            [sequence.drafts for sequence in found if sequence.drafts is not None],
+            [sequence.draft_place for sequence in found],
+            [sequence.ranking for sequence in found],
+            [all_most[place] for place in places],
+        )
 
-    def build(self, sequences: Many[Sequence], drafted: tuple[Drafted, ...], budget: NodeBudget) -> PlannedTrees:
+    def build(self, sequences: Many[Sequence], drafted: Drafted, budget: NodeBudget) -> PlannedTrees:
         """One tree per sequence, with nodes for those drafted, as many as the budget says."""
-        if not drafted:
-            return PlannedTrees.roots_only([sequence.token_ids[-1] for sequence in sequences])
-        self._tell_histories([entry.sequence for entry in drafted])
-        batch = self._builder.build(self._candidates(sequences, drafted), budget)
+        roots = [sequence.token_ids[-1] for sequence in sequences]
+        if not drafted.places:
+            return PlannedTrees.roots_only(roots)
+        self._tell_histories(drafted.sequences)
+        batch = self._builder.build_packed(self._candidates(roots, drafted), budget)
         planned = PlannedTrees(batch.token_ids, batch.depths, batch.num_rows, drafted, batch)
-        self._nodes_per_tree += _NODES_STEP * (planned.num_nodes / len(drafted) - self._nodes_per_tree)
+        self._nodes_per_tree += _NODES_STEP * (planned.num_nodes / planned.num_drafted - self._nodes_per_tree)
         return planned
 
-    def _candidates(self, sequences: Many[Sequence], drafted: Many[Drafted]) -> list[TreeCandidates]:
-        """Of each sequence: those without a draft bring a root. By position, since names take longer: once a round and
-        sequence."""
-        min_nodes = self._settings.min_tree_nodes
+    def _candidates(self, roots: list[int], drafted: Drafted) -> Candidates:
+        """Of all sequences of the round: those without a draft bring a root."""
+        sequences = drafted.sequences
+        drafts, draft_places = _joined(drafted)
+        depths = np.array(drafts.depths, np.int64)[draft_places]
+        num_wanted = np.array([sequence.num_wanted for sequence in sequences], np.int64)
+        min_nodes = np.array([sequence.min_nodes for sequence in sequences], np.int64)
         max_width = 1 if self._settings.strategy is Strategy.CHAIN else UNLIMITED_WIDTH
-        found: list[TreeCandidates] = []
-        for place, sequence, draft, ranking, max_nodes in drafted:
-            if len(found) < place:
-                found += [_root_alone(other, draft) for other in sequences[len(found) : place]]
-            least = max(min_nodes, sequence.min_nodes)
-            found.append(
-                TreeCandidates(
-                    sequence.token_ids[-1],
-                    draft.token_ids,
-                    draft.scores,
-                    sequence.num_wanted - 1,
-                    max_nodes,
-                    least if least < max_nodes else max_nodes,
-                    max_width,
-                    sequence.weight,
-                    context_class(sequence.request.sampling, ranking),
-                    sequence.history,
-                )
-            )
-        return found + [_root_alone(other, drafted[-1].draft) for other in sequences[len(found) :]]
+        weights = np.ones(len(roots))
+        weights[drafted.places] = [sequence.weight for sequence in sequences]
 
-    def learn(self, planned: PlannedTrees, outcomes: Many[Outcome | None]) -> None:
-        """`outcomes`: of the trees, None for those that teach nothing. To be called before the next trees of these
+        def spread(column: Any) -> Longs:
+            if len(sequences) == len(roots):
+                return np.asarray(column, np.int64)
+            found = np.zeros(len(roots), np.int64)
+            found[drafted.places] = column
+            return found
+
+        return Candidates(
+            roots=np.array(roots, np.int32),
+            token_ids=drafts.token_ids,
+            scores=drafts.scores,
+            offsets=spread(np.array(drafts.begins, np.int64)[draft_places]),
+            depths=spread(depths),
+            num_ranks=spread(np.array(drafts.num_candidates, np.int64)[draft_places]),
+            max_depths=spread(np.minimum(num_wanted - 1, depths)),
+            min_nodes=spread(np.minimum(np.maximum(min_nodes, self._settings.min_tree_nodes), drafted.max_nodes)),
+            max_nodes=spread(drafted.max_nodes),
+            max_widths=np.full(len(roots), max_width, np.int64),
+            weights=weights,
+            classes=spread([sequence.context_class for sequence in sequences]),
+            slots=spread([sequence.history for sequence in sequences]),
+        )
+
+    def learn(self, planned: PlannedTrees, outcomes: PackedOutcomes, teaches: Many[bool]) -> None:
+        """From what became of the trees, as far as it teaches anything. To be called before the next trees of these
         sequences are built.
 
         Of a large round some sequences are enough, drawn anew each time: what a round teaches, and what that costs,
@@ -187,14 +217,20 @@ class TreePlanner:
         if planned.batch is None or not self._settings.learns_acceptance:
             return
         drafted = planned.drafted
-        written: list[list[int]] = [[] for _ in outcomes]
-        first = self._draw(len(drafted))
-        for turn in range(first, first + min(len(drafted), _MOST_LEARNED)):
-            place, sequence, draft, ranking, _ = drafted[turn % len(drafted)]
-            outcome = outcomes[place]
-            if outcome is not None:
-                written[place] = tokens = [*outcome.token_ids.tolist(), outcome.bonus_token]
-                self.tuner.observe(sequence.request.sampling, ranking, draft.token_ids, tokens)
+        ends = list(accumulate(outcomes.num_accepted))
+        written: list[list[int]] = [[] for _ in ends]
+        first = self._draw(len(drafted.places))
+        for turn in range(first, first + min(len(drafted.places), _MOST_LEARNED)):
+            entry = turn % len(drafted.places)
+            place = drafted.places[entry]
+            if not teaches[place]:
+                continue
+            accepted = outcomes.token_ids[ends[place] - outcomes.num_accepted[place] : ends[place]]
+            written[place] = tokens = [*accepted.tolist(), outcomes.bonus_tokens[place]]
+            sequence = drafted.sequences[entry]
+            if sequence.kind != GREEDY_CLASS:
+                token_ids = drafted.drafts[entry].token_ids_of(drafted.draft_places[entry])
+                self.tuner.observe(sequence.request.sampling, drafted.rankings[entry], token_ids, tokens)
         self._builder.learn(planned.batch, written)
 
     def forget(self, sequence: Sequence) -> None:
@@ -206,11 +242,20 @@ class TreePlanner:
     def _tell_histories(self, sequences: list[Sequence]) -> None:
         if self._histories is None:
             return
-        slots, untold = [], []
         for sequence in sequences:
             if sequence.history == NO_HISTORY:
                 sequence.history, sequence.num_told = self._histories.open(), 0
-            slots.append(sequence.history)
-            untold.append(sequence.token_ids[sequence.num_told :])
-            sequence.num_told = len(sequence.token_ids)
-        self._histories.extend(slots, untold)
+        untold = [sequence.token_ids[sequence.num_told :] for sequence in sequences]
+        for sequence in sequences:
+            sequence.num_told = sequence.root_position + 1
+        self._histories.extend([sequence.history for sequence in sequences], untold)
+
+
+def _joined(drafted: Drafted) -> tuple[PackedDrafts, list[int]]:
+    """All drafts of the round in one, and where in it those of the sequences are."""
+    sources = list(dict.fromkeys(drafted.drafts))  # one per drafter, mostly
+    if len(sources) == 1:
+        return sources[0], drafted.draft_places
+    starts = dict(zip(sources, accumulate(map(len, sources), initial=0), strict=False))
+    places = [starts[source] + place for source, place in zip(drafted.drafts, drafted.draft_places, strict=True)]
+    return PackedDrafts.joined(sources), places

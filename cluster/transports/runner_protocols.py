@@ -13,6 +13,7 @@ from dflash_core.contracts import (
     DrafterInfo,
     DraftRequest,
     DraftResult,
+    PackedDrafts,
     RoundRequest,
     RoundResult,
     SequenceKey,
@@ -64,7 +65,7 @@ class DrafterModelRunner(Protocol):
 
     def context_len(self, key: SequenceKey) -> int | None: ...
 
-    def draft(self, blocks: Sequence[DraftBlock]) -> list[Draft]: ...
+    def draft(self, blocks: Sequence[DraftBlock]) -> Sequence[Draft]: ...
 
     def release(self, key: SequenceKey) -> None: ...
 
@@ -82,9 +83,7 @@ def run_draft_request(runner: DrafterModelRunner, request: DraftRequest) -> Draf
     return DraftResult(request.batch_id, draft_blocks(runner, request), runner.stage_times_us)
 
 
-def draft_blocks(runner: DrafterModelRunner, request: DraftRequest) -> tuple[Draft, ...]:
+def draft_blocks(runner: DrafterModelRunner, request: DraftRequest) -> PackedDrafts:
     """One forward over all blocks; of each draft what was asked for."""
-    drafts = runner.draft(request.blocks)
-    if request.num_candidates == 0:
-        return tuple(drafts)
-    return tuple([draft.best(request.num_candidates) for draft in drafts])
+    drafts = PackedDrafts.of(runner.draft(request.blocks))
+    return drafts if request.num_candidates == 0 else drafts.best(request.num_candidates)

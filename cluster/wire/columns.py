@@ -73,17 +73,21 @@ def check_places(what: str, places: Iterable[int], num_entries: int) -> None:
 
 
 def joined_int32(arrays: Sequence[npt.NDArray[np.int32]]) -> bytes:
-    """Arrays of any shapes, one after the other, little-endian."""
-    return _joined(arrays, _INT32)
+    """One after the other, little-endian."""
+    # Not np.concatenate, which takes ten times as long for many small arrays.
+    return b"".join([np.ascontiguousarray(array, dtype=_INT32).data for array in arrays])
 
 
-def joined_float32(arrays: Sequence[npt.NDArray[np.float32]]) -> bytes:
-    return _joined(arrays, _FLOAT32)
+def to_bytes(flat: npt.NDArray[Any]) -> bytes:
+    """Of int32 or float32, little-endian."""
+    return np.ascontiguousarray(flat, dtype=flat.dtype.newbyteorder("<")).tobytes()
 
 
 def split_int32(data: bytes, lengths: Sequence[int], what: str) -> list[npt.NDArray[np.int32]]:
     """One array per length, in their order. They are views, and cannot be written to."""
-    return _split(data, lengths, _INT32, what)
+    ends = list(accumulate(lengths, initial=0))
+    flat = flat_int32(data, ends[-1], len(lengths), what)
+    return [flat[begin:end] for begin, end in pairwise(ends)]
 
 
 def flat_int32(data: bytes, size: int, num_sequences: int, what: str) -> npt.NDArray[np.int32]:
@@ -91,40 +95,8 @@ def flat_int32(data: bytes, size: int, num_sequences: int, what: str) -> npt.NDA
     return _flat(data, size, num_sequences, _INT32, what)
 
 
-def matrices_int32(data: bytes, shapes: Sequence[tuple[int, int]], what: str) -> list[npt.NDArray[np.int32]]:
-    """One matrix per shape, in their order; views, as above."""
-    return _matrices(data, shapes, _INT32, what)
-
-
-def matrices_float32(data: bytes, shapes: Sequence[tuple[int, int]], what: str) -> list[npt.NDArray[np.float32]]:
-    return _matrices(data, shapes, _FLOAT32, what)
-
-
-def texts_by_place(texts: Iterable[str]) -> dict[int, str]:
-    """Those that are not empty: most entries have none."""
-    return {place: text for place, text in enumerate(texts) if text}
-
-
-def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: np.dtype[Any]) -> bytes:
-    # Not np.concatenate, which takes ten times as long for many small arrays.
-    return b"".join([np.ascontiguousarray(array, dtype=dtype).data for array in arrays])
-
-
-def _split(data: bytes, lengths: Sequence[int], dtype: np.dtype[Any], what: str) -> list[npt.NDArray[Any]]:
-    ends = list(accumulate(lengths, initial=0))
-    flat = _flat(data, ends[-1], len(lengths), dtype, what)
-    return [flat[begin:end] for begin, end in pairwise(ends)]
-
-
-def _matrices(
-    data: bytes, shapes: Sequence[tuple[int, int]], dtype: np.dtype[Any], what: str
-) -> list[npt.NDArray[Any]]:
-    if len(set(shapes)) == 1:  # as nearly always: one view of all, which takes a quarter of the time of many
-        num_rows, num_columns = shapes[0]
-        flat = _flat(data, len(shapes) * num_rows * num_columns, len(shapes), dtype, what)
-        return list(flat.reshape(len(shapes), num_rows, num_columns))
-    flats = _split(data, [num_rows * num_columns for num_rows, num_columns in shapes], dtype, what)
-    return [flat.reshape(shape) for flat, shape in zip(flats, shapes, strict=True)]
+def flat_float32(data: bytes, size: int, num_sequences: int, what: str) -> npt.NDArray[np.float32]:
+    return _flat(data, size, num_sequences, _FLOAT32, what)
 
 
 def _flat(data: bytes, size: int, num_sequences: int, dtype: np.dtype[Any], what: str) -> npt.NDArray[Any]:

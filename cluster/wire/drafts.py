@@ -11,15 +11,13 @@ import numpy.typing as npt
 from cluster.wire.columns import (
     check_columns,
     check_places,
-    joined_float32,
-    joined_int32,
+    flat_float32,
+    flat_int32,
     keys_from_pb,
     keys_to_pb,
-    matrices_float32,
-    matrices_int32,
     samplings_from_pb,
     samplings_to_pb,
-    texts_by_place,
+    to_bytes,
 )
 from cluster.wire.limits import (
     LARGEST_SIZE,
@@ -41,12 +39,13 @@ from dflash_core.contracts import (
     ContextAck,
     ContextChunk,
     ContextStatus,
-    Draft,
     DraftBlock,
     DrafterInfo,
     DraftRanking,
     DraftRequest,
     DraftResult,
+    PackedDraftBlocks,
+    PackedDrafts,
 )
 from dflash_core.errors import InvalidRequest, ProtocolError
 from protos import drafter_pb2
@@ -118,17 +117,18 @@ def draft_request_from_pb(pb: drafter_pb2.DraftRequest) -> DraftRequest:
 
 
 def _blocks_to_pb(blocks: Sequence[DraftBlock]) -> drafter_pb2.DraftBlocks:
+    packed = PackedDraftBlocks.of(blocks)
     return drafter_pb2.DraftBlocks(
-        keys=keys_to_pb([block.key for block in blocks]),
-        root_tokens=[block.root_token for block in blocks],
-        context_lens=[block.context_len for block in blocks],
-        samplings=samplings_to_pb([block.sampling for block in blocks]),
-        uses_noise=[block.ranking.uses_noise for block in blocks],
-        truncation_penalties=[block.ranking.truncation_penalty for block in blocks],
+        keys=keys_to_pb(packed.keys),
+        root_tokens=packed.root_tokens,
+        context_lens=packed.context_lens,
+        samplings=samplings_to_pb(packed.samplings),
+        uses_noise=[ranking.uses_noise for ranking in packed.rankings],
+        truncation_penalties=[ranking.truncation_penalty for ranking in packed.rankings],
     )
 
 
-def _blocks_from_pb(pb: drafter_pb2.DraftBlocks) -> tuple[DraftBlock, ...]:
+def _blocks_from_pb(pb: drafter_pb2.DraftBlocks) -> PackedDraftBlocks:
     keys, samplings = keys_from_pb(pb.keys), samplings_from_pb(pb.samplings)
     check_columns(
         keys,
@@ -144,28 +144,26 @@ def _blocks_from_pb(pb: drafter_pb2.DraftBlocks) -> tuple[DraftBlock, ...]:
         rankings = list(map(DraftRanking, pb.uses_noise, pb.truncation_penalties))
     except InvalidRequest as error:
         raise ProtocolError(error.message) from None
-    return tuple(map(DraftBlock, keys, pb.root_tokens, pb.context_lens, samplings, rankings))
+    return PackedDraftBlocks(keys, list(pb.root_tokens), list(pb.context_lens), samplings, rankings)
 
 
 def draft_result_to_pb(result: DraftResult) -> drafter_pb2.DraftResult:
-    drafts = result.drafts
+    drafts = PackedDrafts.of(result.drafts)
     pb = drafter_pb2.DraftResult(
         batch_id=result.batch_id,
         drafts=drafter_pb2.Drafts(
-            keys=keys_to_pb([draft.key for draft in drafts]),
-            context_lens=[draft.context_len for draft in drafts],
-            depths=[draft.token_ids.shape[0] for draft in drafts],
-            num_candidates=[draft.token_ids.shape[1] for draft in drafts],
-            missing_from={
-                place: draft.missing_from for place, draft in enumerate(drafts) if draft.missing_from is not None
-            },
-            errors=texts_by_place(draft.error or "" for draft in drafts),
+            keys=keys_to_pb(drafts.keys),
+            context_lens=drafts.context_lens,
+            depths=drafts.depths,
+            num_candidates=drafts.num_candidates,
+            missing_from=drafts.missing_from,
+            errors=drafts.errors,
         ),
         stage_times_us=result.stage_times_us,
     )
     # In place: a message that is given to another one is copied, and nearly all bytes are in these two.
-    pb.drafts.token_ids = joined_int32([draft.token_ids for draft in drafts])
-    pb.drafts.scores = joined_float32([draft.scores for draft in drafts])
+    pb.drafts.token_ids = to_bytes(drafts.token_ids)
+    pb.drafts.scores = to_bytes(drafts.scores)
     return pb
 
 
@@ -214,20 +212,23 @@ def _stacked(token_ids: npt.NDArray[np.int32], shapes: list[tuple[int, int]]) ->
     return [part.reshape(-1, width) for part, (depth, width) in zip(parts, shapes, strict=True) if depth * width]
 
 
-def _drafts_from_pb(pb: drafter_pb2.Drafts) -> tuple[Draft, ...]:
-    keys = keys_from_pb(pb.keys)
-    check_columns(keys, context_lens=pb.context_lens, depths=pb.depths, num_candidates=pb.num_candidates)
-    shapes = list(zip(pb.depths, pb.num_candidates, strict=True))
+def _drafts_from_pb(pb: drafter_pb2.Drafts) -> PackedDrafts:
+    keys, depths, num_candidates = keys_from_pb(pb.keys), list(pb.depths), list(pb.num_candidates)
+    check_columns(keys, context_lens=pb.context_lens, depths=depths, num_candidates=num_candidates)
     check_places("missing_from", pb.missing_from, len(keys))
     check_places("an error", pb.errors, len(keys))
-    token_ids = matrices_int32(pb.token_ids, shapes, "candidates")
-    scores = matrices_float32(pb.scores, shapes, "scores")
-    drafts = list(map(Draft, keys, pb.context_lens, token_ids, scores))
-    for place, missing_from in pb.missing_from.items():
-        drafts[place] = drafts[place]._replace(missing_from=missing_from)
-    for place, error in pb.errors.items():
-        drafts[place] = drafts[place]._replace(error=error or None)
-    return tuple(drafts)
+    size = sum([depth * width for depth, width in zip(depths, num_candidates, strict=True)])
+    return PackedDrafts(
+        keys,
+        list(pb.context_lens),
+        depths,
+        num_candidates,
+        # Copies: for arrays that cannot be written to, functions of the router would be compiled anew.
+        flat_int32(pb.token_ids, size, len(keys), "candidates").copy(),
+        flat_float32(pb.scores, size, len(keys), "scores").copy(),
+        dict(pb.missing_from),
+        {place: error for place, error in pb.errors.items() if error},
+    )
 
 
 def context_chunk_to_pb(chunk: ContextChunk) -> drafter_pb2.ContextChunk:

@@ -11,11 +11,9 @@ from cluster.wire.columns import (
     check_columns,
     check_places,
     flat_int32,
-    joined_int32,
     keys_from_pb,
     keys_to_pb,
-    split_int32,
-    texts_by_place,
+    to_bytes,
 )
 from cluster.wire.limits import (
     LARGEST_SIZE,
@@ -39,6 +37,7 @@ from cluster.wire.pieces import (
 from dflash_core.contracts import (
     Outcome,
     OutcomeStatus,
+    PackedOutcomes,
     PackedTreeRows,
     Prefill,
     Refill,
@@ -175,8 +174,8 @@ def _trees_to_pb(trees: Sequence[TreeRows]) -> router_pb2.Trees:
         keys=keys_to_pb(packed.keys),
         root_positions=packed.root_positions,
         num_rows=packed.num_rows,
-        token_ids=joined_int32([packed.token_ids]),
-        depths=joined_int32([packed.depths]),
+        token_ids=to_bytes(packed.token_ids),
+        depths=to_bytes(packed.depths),
     )
 
 
@@ -230,19 +229,20 @@ def round_result_from_pb(pb: router_pb2.RoundResult) -> RoundResult:
 
 
 def _outcomes_to_pb(outcomes: Sequence[Outcome]) -> router_pb2.Outcomes:
+    packed = PackedOutcomes.of(outcomes)
     return router_pb2.Outcomes(
-        keys=keys_to_pb([outcome.key for outcome in outcomes]),
-        statuses=[outcome.status.value for outcome in outcomes],
-        num_accepted=[outcome.num_accepted for outcome in outcomes],
-        token_ids=joined_int32([outcome.token_ids for outcome in outcomes]),
-        bonus_tokens=[outcome.bonus_token for outcome in outcomes],
-        cached_lens=[outcome.cached_len for outcome in outcomes],
-        num_hit_tokens=[outcome.num_hit_tokens for outcome in outcomes],
-        messages=texts_by_place(outcome.message for outcome in outcomes),
+        keys=keys_to_pb(packed.keys),
+        statuses=[status.value for status in packed.statuses],
+        num_accepted=packed.num_accepted,
+        token_ids=to_bytes(packed.token_ids),
+        bonus_tokens=packed.bonus_tokens,
+        cached_lens=packed.cached_lens,
+        num_hit_tokens=packed.num_hit_tokens,
+        messages=packed.messages,
     )
 
 
-def _outcomes_from_pb(pb: router_pb2.Outcomes) -> tuple[Outcome, ...]:
+def _outcomes_from_pb(pb: router_pb2.Outcomes) -> PackedOutcomes:
     keys, num_accepted = keys_from_pb(pb.keys), list(pb.num_accepted)
     check_columns(
         keys,
@@ -257,8 +257,13 @@ def _outcomes_from_pb(pb: router_pb2.Outcomes) -> tuple[Outcome, ...]:
         statuses = [_STATUSES[status] for status in pb.statuses]
     except KeyError as error:
         raise ProtocolError(f"unknown outcome status {error.args[0]!r}") from None
-    token_ids = split_int32(pb.token_ids, num_accepted, "token_ids")
-    messages = [""] * len(keys)
-    for place, message in pb.messages.items():
-        messages[place] = message
-    return tuple(map(Outcome, keys, statuses, token_ids, pb.bonus_tokens, pb.cached_lens, messages, pb.num_hit_tokens))
+    return PackedOutcomes(
+        keys,
+        statuses,
+        num_accepted,
+        flat_int32(pb.token_ids, sum(num_accepted), len(keys), "token_ids"),
+        list(pb.bonus_tokens),
+        list(pb.cached_lens),
+        list(pb.num_hit_tokens),
+        dict(pb.messages),
+    )

@@ -30,7 +30,8 @@ from dflash_core.contracts.drafts import (
     DraftRequest,
     DraftResult,
 )
-from dflash_core.contracts.packed import PackedTreeRows
+from dflash_core.contracts.packed_drafts import PackedDraftBlocks, PackedDrafts
+from dflash_core.contracts.packed_rounds import PackedOutcomes, PackedTreeRows
 from dflash_core.contracts.rounds import (
     Outcome,
     OutcomeStatus,
@@ -59,6 +60,9 @@ __all__ = [
     "DrafterInfo",
     "Outcome",
     "OutcomeStatus",
+    "PackedDraftBlocks",
+    "PackedDrafts",
+    "PackedOutcomes",
     "PackedTreeRows",
     "Prefill",
     "RawTensor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -49,7 +50,7 @@ class DraftRequest:
     batch_id: int
     opens: tuple[tuple[SequenceKey, int], ...] = ()  # (key, context_len the router counts on: 0 for a new sequence)
     releases: tuple[SequenceKey, ...] = ()
-    blocks: tuple[DraftBlock, ...] = ()
+    blocks: Sequence[DraftBlock] = ()  # a router's are `PackedDraftBlocks`
     wait_ms: int = 1_000  # a block is held until its context is complete, at most this long
     queued_sequences: int = 0
     num_candidates: int = 0  # most that are told of a depth, which are then the best; 0: as many as the drafter has
@@ -79,7 +80,7 @@ class Draft(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class DraftResult:
     batch_id: int
-    drafts: tuple[Draft, ...]
+    drafts: Sequence[Draft]  # mostly `PackedDrafts`
     stage_times_us: dict[str, int] = field(default_factory=dict)
 
 

@@ -133,7 +133,7 @@ class RoundResult:
     or there were none for their rows. The oldest that the target holds is never among them."""
 
     round_id: int
-    outcomes: tuple[Outcome, ...]  # prefills first, then trees, in the order of the request
+    outcomes: Sequence[Outcome]  # prefills first, then trees, in the order of the request; mostly `PackedOutcomes`
     free_blocks: int  # held by no sequence; findable prefixes may be in them
     epoch: int
     stage_times_us: dict[str, int] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from dflash_core.attention.backend import AttentionBackend, picks_triton
 from dflash_core.contracts import (
     ContextAck,
     ContextChunk,
-    Draft,
     DraftBlock,
     DrafterInfo,
     DraftRanking,
+    PackedDrafts,
     SamplingParams,
     SequenceKey,
 )
@@ -37,6 +38,15 @@ from dflash_core.runners.drafter_loading import load_drafter_parts
 from dflash_core.runners.host_draft import HostContextWriter, HostDraftPass
 from dflash_core.runners.settings import DrafterSettings
 from dflash_core.runners.stages import StageClock
+
+_NO_IDS, _NO_SCORES = np.empty(0, np.int32), np.empty(0, np.float32)
+
+
+class _Refusal(NamedTuple):
+    """Why a block was not drafted, as `Draft` says it."""
+
+    missing_from: int | None = None
+    error: str | None = None
 
 
 class DrafterRunner:
@@ -168,25 +178,33 @@ class DrafterRunner:
         return from_raw(chunk.features).to(self._model.fc.weight.dtype)
 
     @torch.inference_mode()
-    def draft(self, blocks: Sequence[DraftBlock]) -> list[Draft]:
+    def draft(self, blocks: Sequence[DraftBlock]) -> PackedDrafts:
         """Drafts in the order of `blocks`; a block that cannot be drafted says why and disturbs no other.
 
         Raises `DeviceLost` where the GPU is of no use any more.
         """
         with named_device_errors(f"drafter {self.info.model}"):
-            return self._draft(blocks)
+            return self._draft(tuple(blocks))
 
-    def _draft(self, blocks: Sequence[DraftBlock]) -> list[Draft]:
+    def _draft(self, blocks: tuple[DraftBlock, ...]) -> PackedDrafts:
         clock = StageClock()
-        drafts = [self._refusal(block) for block in blocks]
-        ready = [i for i, draft in enumerate(drafts) if draft is None]
-        for first in range(0, len(ready), self._settings.max_batch_blocks):
-            picked = ready[first : first + self._settings.max_batch_blocks]
-            ids, scores = self._pass.run(self._rows([blocks[i] for i in picked]), clock)
-            for place, i in enumerate(picked):
-                drafts[i] = Draft(blocks[i].key, blocks[i].context_len, ids[place], scores[place])
+        refusals = {place: refusal for place, block in enumerate(blocks) if (refusal := self._refusal(block))}
+        ready = [block for place, block in enumerate(blocks) if place not in refusals]
+        most = self._settings.max_batch_blocks
+        found = [self._pass.run(self._rows(ready[at : at + most]), clock) for at in range(0, len(ready), most)]
         self.stage_times_us = clock.times_us
-        return [draft for draft in drafts if draft is not None]
+        return PackedDrafts(
+            keys=[block.key for block in blocks],
+            context_lens=[block.context_len for block in blocks],
+            depths=[0 if place in refusals else self._model.config.depth for place in range(len(blocks))],
+            num_candidates=[self.info.num_candidates] * len(blocks),
+            token_ids=np.concatenate([_NO_IDS, *[ids.ravel() for ids, _ in found]]),
+            scores=np.concatenate([_NO_SCORES, *[scores.ravel() for _, scores in found]]),
+            missing_from={
+                place: refusal.missing_from for place, refusal in refusals.items() if refusal.missing_from is not None
+            },
+            errors={place: refusal.error for place, refusal in refusals.items() if refusal.error is not None},
+        )
 
     def _rows(self, blocks: Sequence[DraftBlock]) -> BlockRows:
         return BlockRows.of(
@@ -214,29 +232,20 @@ class DrafterRunner:
         self._pass.prepare()
         self._writer.prepare()
 
-    def _refusal(self, block: DraftBlock) -> Draft | None:
+    def _refusal(self, block: DraftBlock) -> _Refusal | None:
         """Why a block cannot be drafted; None where it can."""
         held = self._context.find(block.key)
         if held is None:
             fault = "a higher attempt is here" if self._context.is_stale(block.key) else "not open on this drafter"
-            return self._empty(block, error=f"sequence {block.key.sequence_id}: {fault}")
+            return _Refusal(error=f"sequence {block.key.sequence_id}: {fault}")
         # An id of the padding is embedded like any other, but no target chooses it.
         if not 0 <= block.root_token < self.info.vocab_size:
-            return self._empty(
-                block, error=f"root token {block.root_token} is outside the vocabulary of {self.info.vocab_size}"
-            )
+            return _Refusal(error=f"root token {block.root_token} is outside the vocabulary of {self.info.vocab_size}")
         longest = self._model.config.max_position_embeddings
         if not 0 <= block.context_len < longest:
-            return self._empty(
-                block, error=f"context_len {block.context_len} is outside the drafter's {longest} positions"
-            )
+            return _Refusal(error=f"context_len {block.context_len} is outside the drafter's {longest} positions")
         if block.context_len <= held.context_len:
             return None
         if held.out_of_blocks is not None:
-            return self._empty(block, error=held.out_of_blocks)
-        return self._empty(block, missing_from=held.context_len)
-
-    def _empty(self, block: DraftBlock, missing_from: int | None = None, error: str | None = None) -> Draft:
-        num_candidates = self.info.num_candidates
-        ids, scores = np.empty((0, num_candidates), np.int32), np.empty((0, num_candidates), np.float32)
-        return Draft(block.key, block.context_len, ids, scores, missing_from, error)
+            return _Refusal(error=held.out_of_blocks)
+        return _Refusal(missing_from=held.context_len)

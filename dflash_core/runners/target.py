@@ -16,6 +16,7 @@ from dflash_core.contracts import (
     ContextChunk,
     Outcome,
     OutcomeStatus,
+    PackedOutcomes,
     Prefill,
     RoundRequest,
     RoundResult,
@@ -199,11 +200,11 @@ class TargetRunner:
             clock.lap("outcomes")
         context = self._context([*refilled, *plan.sequences()], features, committed)
         clock.lap("features")
-        outcomes = tuple(outcome for outcome in plan.outcomes if outcome is not None)
+        outcomes = [outcome for outcome in plan.outcomes if outcome is not None]
         assert len(outcomes) == len(request.prefills) + len(request.trees), "a sequence is without an outcome"
         result = RoundResult(
             request.round_id,
-            outcomes,
+            PackedOutcomes.of(outcomes),
             self.free_blocks,
             self.epoch,
             clock.times_us,

@@ -22,13 +22,14 @@ from dflash_core.trees.scoring import NONE_SLOPE, NUM_BUCKETS, NUM_KINDS, SLOPE,
 
 # Temperatures of the classes after the greedy one: up to these, and above.
 _TEMPERATURES = (0.5, 0.9)
+GREEDY_CLASS = 0
 NUM_CLASSES = 1 + 4 * (len(_TEMPERATURES) + 1)
 
 
 def context_class(sampling: SamplingParams, ranking: DraftRanking) -> int:
     """Contexts that share their parameters: greedy, or a range of temperature × truncated × ranked with the noise."""
     if sampling.is_greedy:
-        return 0
+        return GREEDY_CLASS
     temperature = sum(sampling.temperature > limit for limit in _TEMPERATURES)
     is_truncated = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
     return 1 + 4 * temperature + 2 * is_truncated + ranking.uses_noise

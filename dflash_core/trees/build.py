@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dflash_core.contracts import DraftTree, TokenIds
-from dflash_core.trees.acceptance import NUM_CLASSES, AcceptanceModel
+from dflash_core.trees.acceptance import AcceptanceModel
+from dflash_core.trees.candidates import TreeCandidates, pack
 from dflash_core.trees.histories import TokenHistories
 from dflash_core.trees.learning import learn
 from dflash_core.trees.matches import Histories
@@ -26,32 +26,11 @@ from dflash_core.trees.search import find_nodes
 from dflash_core.trees.selection import Selection, select_nodes, take_nodes
 from dflash_core.trees.worth import Worth
 
-UNLIMITED_WIDTH = 1 << 30
-NO_HISTORY = -1
-
 _FIRST_THRESHOLD = 0.05
 # A search is begun a little below where the nodes of the one before ended.
 _BELOW_LAST = 0.7
 # Where its nodes do not do it is repeated with a threshold lower by this factor, where they are too many higher.
 _STEP = 4.0
-
-
-class TreeCandidates(NamedTuple):
-    """What one sequence brings to a round: its root, and the drafter's candidates per depth, best first.
-
-    Scores are log-probabilities; one of −inf (or NaN) ends its depth's list.
-    """
-
-    root_token: int
-    token_ids: TokenIds  # [depth, K], distinct within a depth; [0, 0] where there is no draft
-    scores: npt.NDArray[np.float32]  # [depth, K]
-    max_depth: int  # of a node; the root's is 0
-    max_nodes: int  # without the root
-    min_nodes: int = 0  # that it gets even where they do not pay, as far as there are candidates
-    max_width: int = UNLIMITED_WIDTH  # children of a node; 1 makes the tree a chain
-    weight: float = 1.0  # of its tokens against those of the others
-    context_class: int = 0  # `acceptance.context_class`
-    history: int = NO_HISTORY  # its slot in the histories; the last token there is the root
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +85,10 @@ class TreeBuilder:
         sequence that has reached its `max_nodes` leaves its share to the others. A node whose weighted probability is
         less than `NEGLIGIBLE` is no candidate.
         """
-        packed = _pack(candidates)
+        return self.build_packed(pack(candidates), budget)
+
+    def build_packed(self, packed: Candidates, budget: NodeBudget) -> TreeBatch:
+        """The same from columns."""
         if self._worth is not None and budget.rate > 0.0:
             packed = self._worth.weigh(packed)
         found, chosen = self._search(packed, budget.rate * budget.seconds)
@@ -152,7 +134,7 @@ class TreeBuilder:
         """Compiles (or loads from the cache) the kernels, so that the first round does not wait for them."""
         one = TreeCandidates(0, np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32), max_depth=1, max_nodes=1)
         if self._worth is not None:
-            Worth().weigh(_pack([one]))
+            Worth().weigh(pack([one]))
         batch = self.build([one], NodeBudget.of(1))
         learn(
             batch.packed,
@@ -166,46 +148,3 @@ class TreeBuilder:
         self._no_histories.extend([slot], [[0]])
         self._no_histories.close(slot)
         self._threshold = _FIRST_THRESHOLD
-
-
-def _pack(candidates: Sequence[TreeCandidates]) -> Candidates:
-    """Checked as columns: a batch has hundreds of sequences in every round."""
-    if not candidates:
-        return _nobody()
-    columns = tuple(zip(*candidates, strict=True))
-    roots, token_ids, scores, max_depths, max_nodes, min_nodes, max_widths, weights, classes, slots = columns
-    shapes = [of_sequence.shape for of_sequence in token_ids]
-    assert shapes == [of_sequence.shape for of_sequence in scores], (shapes, [s.shape for s in scores])
-    assert min(map(min, (max_depths, max_nodes, min_nodes, max_widths))) >= 0, columns[3:7]
-    assert 0.0 < min(weights) <= max(weights) <= MAX_WEIGHT, weights
-    assert 0 <= min(classes) <= max(classes) < NUM_CLASSES, classes
-    limits = np.array((max_depths, max_nodes, min_nodes, max_widths, classes, slots), np.int64)
-    depths, num_ranks = np.array(tuple(zip(*shapes, strict=True)), np.int64)
-    sizes = depths * num_ranks
-    return Candidates(
-        roots=np.array(roots, np.int32),
-        token_ids=_joined(token_ids, np.int32),
-        scores=_joined(scores, np.float32),
-        offsets=np.cumsum(sizes) - sizes,
-        num_ranks=num_ranks,
-        max_depths=np.minimum(limits[0], np.where(num_ranks, depths, 0)),
-        max_nodes=limits[1],
-        min_nodes=limits[2],
-        max_widths=limits[3],
-        weights=np.array(weights, np.float64),
-        classes=limits[4],
-        slots=limits[5],
-    )
-
-
-def _nobody() -> Candidates:
-    ints, longs = np.empty(0, np.int32), np.empty(0, np.int64)
-    floats, doubles = np.empty(0, np.float32), np.empty(0, np.float64)
-    return Candidates(ints, ints, floats, longs, longs, longs, longs, longs, longs, doubles, longs, longs)
-
-
-def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """All of their entries, one array after the other."""
-    if len({array.shape[1] for array in arrays}) > 1:
-        arrays = [array.ravel() for array in arrays]
-    return np.concatenate(arrays, dtype=dtype, casting="same_kind").ravel()

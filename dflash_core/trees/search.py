@@ -11,7 +11,7 @@ import numpy as np
 
 from dflash_core.jit import jit
 from dflash_core.trees.matches import Histories
-from dflash_core.trees.packed import FLOOR, NEGLIGIBLE, Candidates, Found
+from dflash_core.trees.packed import FLOOR, NEGLIGIBLE, Candidates, Found, check
 from dflash_core.trees.scoring import Doubles
 from dflash_core.trees.sequence_search import new_scratch, search_sequence
 
@@ -79,6 +79,7 @@ def find_nodes(
 
     `ends` is empty where there are more than `capacity`.
     """
+    check(candidates)
     num_sequences = len(candidates.roots)
     most_levels, most_ranks = 1, 0
     for sequence in range(num_sequences):

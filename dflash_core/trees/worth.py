@@ -16,7 +16,7 @@ import numpy as np
 
 from dflash_core.jit import jit
 from dflash_core.trees.acceptance import NUM_CLASSES
-from dflash_core.trees.packed import MAX_WEIGHT, Candidates
+from dflash_core.trees.packed import MAX_WEIGHT, Candidates, check
 from dflash_core.trees.scoring import Doubles, is_candidate, log_of
 
 MOST_WORTH = 2.0  # and the least is its inverse
@@ -38,10 +38,11 @@ class Worth:
 
 @jit
 def _weigh(candidates: Candidates, means: Doubles, num_seen: Doubles) -> Doubles:
-    weights, num_scores = candidates.weights.copy(), len(candidates.scores)
+    check(candidates)
+    weights = candidates.weights.copy()
     for sequence in range(len(weights)):
         begin, num_ranks = candidates.offsets[sequence], candidates.num_ranks[sequence]
-        end = candidates.offsets[sequence + 1] if sequence + 1 < len(weights) else num_scores
+        end = begin + candidates.depths[sequence] * num_ranks
         if begin == end:
             continue
         # Tokens that a chain would bring if the drafter were right about itself: all of it, whatever is still wanted.

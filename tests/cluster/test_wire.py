@@ -28,6 +28,9 @@ from dflash_core.contracts import (
     DraftTree,
     Outcome,
     OutcomeStatus,
+    PackedDraftBlocks,
+    PackedDrafts,
+    PackedOutcomes,
     PackedTreeRows,
     Prefill,
     RawTensor,
@@ -39,6 +42,7 @@ from dflash_core.contracts import (
     TargetInfo,
     TreeRows,
 )
+from dflash_core.contracts.packed import Packed
 from dflash_core.errors import ErrorCode, Overloaded, ProtocolError
 from protos import common_pb2, drafter_pb2, router_pb2
 
@@ -102,14 +106,20 @@ chunks = st.builds(
     drafter_address=addresses,
     features_from=uint32,
 )
+
+
+def in_columns(lists: st.SearchStrategy[list[Any]], packed: Any) -> st.SearchStrategy[Any]:
+    """As they are, and in columns."""
+    return lists.map(tuple) | lists.map(packed.of)
+
+
 first_chunks = st.builds(replace, chunks, start=st.just(0), is_last=st.just(False), following=int32s(1))
 prefills = chunks | first_chunks
 round_requests = st.builds(
     RoundRequest,
     round_id=uint64,
     prefills=st.lists(prefills, max_size=3).map(tuple),
-    trees=st.lists(st.builds(TreeRows, keys, uint32, trees()), max_size=3).map(tuple)
-    | st.lists(st.builds(TreeRows, keys, uint32, trees()), max_size=3).map(PackedTreeRows.of),
+    trees=in_columns(st.lists(st.builds(TreeRows, keys, uint32, trees()), max_size=3), PackedTreeRows),
     releases=st.lists(keys, max_size=3).map(tuple),
     refills=st.lists(st.builds(Refill, keys, uint32, addresses), max_size=3).map(tuple),
     timeout_ms=count,
@@ -120,7 +130,13 @@ outcomes = st.builds(
 )
 some_keys = st.lists(keys, max_size=3).map(tuple)
 round_results = st.builds(
-    RoundResult, uint64, st.lists(outcomes, max_size=3).map(tuple), uint32, uint32, stages, some_keys
+    RoundResult,
+    uint64,
+    in_columns(st.lists(outcomes, max_size=3), PackedOutcomes),
+    uint32,
+    uint32,
+    stages,
+    some_keys,
 )
 target_infos = st.builds(
     TargetInfo,
@@ -145,16 +161,19 @@ draft_requests = st.builds(
     batch_id=uint64,
     opens=st.lists(st.tuples(keys, uint32), max_size=3).map(tuple),
     releases=st.lists(keys, max_size=3).map(tuple),
-    blocks=st.lists(
-        st.builds(DraftBlock, keys, st.integers(-1, 2**31 - 1), uint32, samplings, rankings),
-        max_size=3,
-        unique_by=lambda block: block.key.sequence_id,
-    ).map(tuple),
+    blocks=in_columns(
+        st.lists(
+            st.builds(DraftBlock, keys, st.integers(-1, 2**31 - 1), uint32, samplings, rankings),
+            max_size=3,
+            unique_by=lambda block: block.key.sequence_id,
+        ),
+        PackedDraftBlocks,
+    ),
     wait_ms=uint32,
     queued_sequences=uint32,
     num_candidates=uint32,
 )
-draft_results = st.builds(DraftResult, uint64, st.lists(drafted(), max_size=3).map(tuple), stages)
+draft_results = st.builds(DraftResult, uint64, in_columns(st.lists(drafted(), max_size=3), PackedDrafts), stages)
 context_chunks = st.builds(ContextChunk, keys, uint32, tensors())
 context_acks = st.builds(ContextAck, keys, st.sampled_from(ContextStatus), uint32)
 generation_requests = st.builds(
@@ -202,7 +221,7 @@ def same(left: Any, right: Any) -> bool:
     """Equality that looks into arrays, and minds their dtypes and shapes."""
     if isinstance(left, np.ndarray):
         return left.dtype == right.dtype and left.shape == right.shape and bool(np.array_equal(left, right))
-    if isinstance(left, tuple | list | PackedTreeRows):
+    if isinstance(left, tuple | list | Packed):
         return len(left) == len(right) and all(map(same, left, right))
     if hasattr(left, "__dataclass_fields__"):
         names = left.__dataclass_fields__

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dflash_core.trees.acceptance import AcceptanceModel
-from dflash_core.trees.build import NodeBudget, TreeBatch, TreeBuilder, TreeCandidates
+from dflash_core.trees.build import NodeBudget, TreeBatch, TreeBuilder
+from dflash_core.trees.candidates import TreeCandidates
 from dflash_core.trees.histories import TokenHistories
 from dflash_core.trees.scoring import MATCH_BIAS
 from dflash_core.trees.structure import check_tree

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from dflash_core.contracts import DraftTree
 from dflash_core.trees.acceptance import AcceptanceModel
-from dflash_core.trees.build import NodeBudget, TreeBuilder, TreeCandidates
+from dflash_core.trees.build import NodeBudget, TreeBuilder
+from dflash_core.trees.candidates import TreeCandidates
 from dflash_core.trees.learning import FADING, LOG_SCALE, MOST_BIAS, MOST_SLOPE, STEP
 from dflash_core.trees.scoring import MATCH_BIAS, MATCH_SLOPE, NONE_BIAS, NONE_SLOPE, RANK_BIAS, SLOPE
 from tests.core.tree_examples import VOCAB, WINDOW, Case, cases

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dflash_core.trees.acceptance import AcceptanceModel
-from dflash_core.trees.build import NodeBudget, TreeBuilder, TreeCandidates
+from dflash_core.trees.build import NodeBudget, TreeBuilder
+from dflash_core.trees.candidates import TreeCandidates
 from dflash_core.trees.packed import MAX_WEIGHT
 from dflash_core.trees.worth import MOST_WORTH, Worth
 

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from dflash_core.trees.acceptance import AcceptanceModel
-from dflash_core.trees.build import NO_HISTORY, UNLIMITED_WIDTH, NodeBudget, TreeCandidates
+from dflash_core.trees.build import NodeBudget
+from dflash_core.trees.candidates import NO_HISTORY, UNLIMITED_WIDTH, TreeCandidates
 from dflash_core.trees.histories import TokenHistories
 from dflash_core.trees.scoring import NONE_SLOPE, SLOPE
 

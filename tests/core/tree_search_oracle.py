@@ -10,7 +10,8 @@ import numpy as np
 
 from dflash_core.contracts import DraftTree
 from dflash_core.trees.acceptance import AcceptanceModel
-from dflash_core.trees.build import NodeBudget, TreeCandidates
+from dflash_core.trees.build import NodeBudget
+from dflash_core.trees.candidates import TreeCandidates
 from dflash_core.trees.matches import MOST_VISITED
 from dflash_core.trees.packed import FLOOR, NEGLIGIBLE
 from tests.core.tree_oracle import slow_parents

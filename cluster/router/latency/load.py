@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dflash_core.contracts import OutcomeStatus, PackedTreeRows, Prefill, RoundRequest, RoundResult, TreeRows
+from dflash_core.contracts import (
+    OutcomeStatus,
+    PackedOutcomes,
+    PackedTreeRows,
+    Prefill,
+    RoundRequest,
+    RoundResult,
+    TreeRows,
+)
 
 # Once a round and sequence: an enum's attribute takes ten times as long to look up as a name.
 _OK = OutcomeStatus.OK
@@ -35,20 +43,22 @@ class RoundLoad:
     def done(cls, request: RoundRequest, result: RoundResult) -> RoundLoad:
         """Of what was computed: without refused rows and without tokens that the prefix cache had. An outcome that says
         nonsense counts for nothing."""
-        outcomes = result.outcomes
+        outcomes = PackedOutcomes.of(result.outcomes)
         split = len(request.prefills)
         prefills = (
-            prefill.skip(outcome.num_hit_tokens)
-            for prefill, outcome in zip(request.prefills, outcomes[:split], strict=True)
-            if outcome.status is _OK and prefill.may_hit(outcome.num_hit_tokens)
+            prefill.skip(num_hit_tokens)
+            for prefill, status, num_hit_tokens in zip(
+                request.prefills, outcomes.statuses[:split], outcomes.num_hit_tokens[:split], strict=True
+            )
+            if status is _OK and prefill.may_hit(num_hit_tokens)
         )
         packed = PackedTreeRows.of(request.trees)
         placed = [
             (num_rows, root_position)
-            for num_rows, root_position, outcome in zip(
-                packed.num_rows, packed.root_positions, outcomes[split:], strict=True
+            for num_rows, root_position, status in zip(
+                packed.num_rows, packed.root_positions, outcomes.statuses[split:], strict=True
             )
-            if outcome.status is _OK
+            if status is _OK
         ]
         return cls._of(prefills, placed)
 
