@@ -38,9 +38,9 @@ _NODE = np.dtype(
         ("next_rank", np.int64),
         ("num_children", np.int64),
         ("last_child", np.float64),  # probability of the child before, given this node
-        ("total", np.float64),  # the sum of its children's weights and of none's
+        ("total", np.float64),  # the sum of its children's weights and of none's, where there is a match
         ("match_token", np.int64),
-        ("match_len", np.int64),  # 0: the sequence was never here before; _UNKNOWN: not looked for yet
+        ("match_len", np.int64),  # 0: the sequence was never here before
         ("match_rank", np.int64),  # among the drafter's candidates; −1: it is none of them, or there is no match
         ("match_probability", np.float64),  # −1: there is none, or it is taken
     ],
@@ -55,6 +55,7 @@ class Scratch(NamedTuple):
     tail: Ints  # [LONGEST_MATCH], the last tokens of a path
     # Of the depth below a level, on the spine and off it; the same for many nodes.
     weights: Doubles  # [2 × levels, most ranks], of its candidates
+    shares: Doubles  # the same, over the total
     totals: Doubles  # [2 × levels], with the weight of none; _UNKNOWN: not weighed yet
     num_listed: Longs  # [levels], candidates of the depth below; _UNKNOWN: not counted yet
     left: Doubles  # [levels], log(1 − Σ q) of these candidates
@@ -66,6 +67,7 @@ def new_scratch(num_levels: int, most_ranks: int) -> Scratch:
         np.zeros(num_levels, _NODE),
         np.empty(LONGEST_MATCH, np.int32),
         np.empty((2 * num_levels, most_ranks), np.float64),
+        np.empty((2 * num_levels, most_ranks), np.float64),
         np.empty(2 * num_levels, np.float64),
         np.empty(num_levels, np.int64),
         np.empty(num_levels, np.float64),
@@ -75,8 +77,8 @@ def new_scratch(num_levels: int, most_ranks: int) -> Scratch:
 @jit
 def _enter(node: Any, token: int, probability: float, is_off_spine: int) -> None:
     node.token, node.probability, node.is_off_spine = token, probability, is_off_spine
-    node.next_rank, node.num_children, node.last_child, node.total = 0, 0, 1.0, 0.0
-    node.match_len, node.match_rank, node.match_probability = _UNKNOWN, -1, -1.0
+    node.next_rank, node.num_children, node.last_child = 0, 0, 1.0
+    node.match_len, node.match_rank, node.match_probability = 0, -1, -1.0
 
 
 @jit
@@ -117,7 +119,10 @@ def _weigh(scratch: Scratch, level: int, at: int, table: Doubles, scores: Floats
     for rank in range(scratch.num_listed[level]):
         weights[rank] = candidate_weight(table, deep, rank_bucket(rank), log_of(scores[first + rank]))
         total += weights[rank]
-    scratch.totals[at] = total + none_weight(table, deep, scratch.left[level])
+    total += none_weight(table, deep, scratch.left[level])
+    scratch.totals[at] = total
+    for rank in range(scratch.num_listed[level]):
+        scratch.shares[at, rank] = weights[rank] / total
 
 
 @jit
@@ -173,39 +178,53 @@ def search_sequence(
     links, heads = histories.links[slot], histories.heads[slot]
     scratch.totals[:] = _UNKNOWN
     scratch.num_listed[:] = _UNKNOWN
-    root = history[history_len - 1] if history_len > 0 else candidates.roots[sequence]
-    _enter(path[0], root, 1.0, 0)
-    level, end, has_less_likely = 0, begin, False
+    token = history[history_len - 1] if history_len > 0 else candidates.roots[sequence]
+    level, end, has_less_likely, of_path, is_off_spine = 0, begin, False, 1.0, 0
+    is_new = most_width > 0  # the node at this level: its children were not looked at yet
     while level >= 0:
-        node = path[level]
-        if level == most_depth or node.num_children == most_width:
-            level -= 1
-            continue
-        first, at = offset + level * num_ranks, 2 * level + node.is_off_spine
-        weights = scratch.weights[at]
-        if node.match_len == _UNKNOWN:
+        if is_new:
+            is_new = False
+            if level == most_depth:
+                level -= 1
+                continue
+            first, at = offset + level * num_ranks, 2 * level + is_off_spine
             if scratch.num_listed[level] == _UNKNOWN:
                 _count(scratch, level, scores, first, num_ranks)
-            table = tables[node.is_off_spine]
             if scratch.totals[at] == _UNKNOWN:
-                _weigh(scratch, level, at, table, scores, first)
-            node.match_len, node.total = 0, scratch.totals[at]
+                _weigh(scratch, level, at, tables[is_off_spine], scores, first)
+            may_match = False
             if history_len > 1:
                 before = path[level - 1].token if level > 0 else history[history_len - 2]
-                if is_marked(marks, bigram_bucket(before, node.token, len(heads))):
-                    node.match_token, node.match_len = _find_match(
-                        path, level, tail, history, history_len, links, heads
-                    )
-                    if node.match_len > 0:
-                        num_listed = scratch.num_listed[level]
-                        _weigh_match(node, table, level, token_ids, scores, first, num_listed, weights)
-        rank = node.next_rank
-        if rank == node.match_rank:
-            rank += 1
-        probability = weights[rank] / node.total if rank < scratch.num_listed[level] else -1.0
-        is_match = node.match_probability >= 0.0 and node.match_probability >= probability
-        if is_match:
-            probability, rank = node.match_probability, node.match_rank
+                may_match = is_marked(marks, bigram_bucket(before, token, len(heads)))
+            if not may_match:
+                # Most nodes have no children that are likely enough, and need not be entered.
+                best = of_path * min(scratch.shares[at, 0], 1.0) if scratch.num_listed[level] > 0 else -1.0
+                if best < least:
+                    has_less_likely |= best >= negligible
+                    level -= 1
+                    continue
+            node = path[level]
+            _enter(node, token, of_path, is_off_spine)
+            if may_match:
+                node.match_token, node.match_len = _find_match(path, level, tail, history, history_len, links, heads)
+                if node.match_len > 0:
+                    node.total = scratch.totals[at]
+                    num_listed, weights = scratch.num_listed[level], scratch.weights[at]
+                    _weigh_match(node, tables[is_off_spine], level, token_ids, scores, first, num_listed, weights)
+        node = path[level]
+        if node.num_children == most_width:
+            level -= 1
+            continue
+        rank, at, is_match = node.next_rank, 2 * level + node.is_off_spine, False
+        if node.match_len == 0:
+            probability = scratch.shares[at, rank] if rank < scratch.num_listed[level] else -1.0
+        else:
+            if rank == node.match_rank:
+                rank += 1
+            probability = scratch.weights[at, rank] / node.total if rank < scratch.num_listed[level] else -1.0
+            is_match = node.match_probability >= 0.0 and node.match_probability >= probability
+            if is_match:
+                probability, rank = node.match_probability, node.match_rank
         # Falling among siblings, so that the best nodes of all are a set of valid trees.
         probability = min(probability, node.last_child)
         of_path = node.probability * probability
@@ -215,7 +234,7 @@ def search_sequence(
             continue
         if end == len(keys):
             return -1, True
-        token = node.match_token if is_match else token_ids[first + rank]
+        token = node.match_token if is_match else token_ids[offset + level * num_ranks + rank]
         tokens[end], depths[end], keys[end] = token, level + 1, weight * of_path
         end += 1
         if is_match:
@@ -224,6 +243,5 @@ def search_sequence(
             node.next_rank = rank + 1
         node.num_children += 1
         node.last_child = probability
-        level += 1
-        _enter(path[level], token, of_path, node.is_off_spine if rank == 0 else 1)
+        level, is_off_spine, is_new = level + 1, node.is_off_spine if rank == 0 else 1, True
     return end, has_less_likely
