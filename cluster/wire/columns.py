@@ -8,7 +8,8 @@ Making and reading columns costs the same few calls for one sequence as for hund
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -23,6 +24,8 @@ from protos import common_pb2
 
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
+# Two keys a round and sequence: what a NamedTuple has for a constructor is Python, this is not.
+_make_key: Callable[[tuple[str, int]], SequenceKey] = partial(tuple.__new__, SequenceKey)
 
 
 def keys_to_pb(keys: Sequence[SequenceKey]) -> common_pb2.SequenceKeys:
@@ -36,7 +39,7 @@ def keys_from_pb(pb: common_pb2.SequenceKeys) -> tuple[SequenceKey, ...]:
     check_at_most("sequences", len(sequence_ids), MAX_SEQUENCES)
     check_columns(sequence_ids, attempts=pb.attempts)
     check_id_lens(sequence_ids)
-    return tuple(map(SequenceKey, sequence_ids, pb.attempts))
+    return tuple(map(_make_key, zip(sequence_ids, pb.attempts, strict=True)))
 
 
 def samplings_to_pb(samplings: Sequence[SamplingParams]) -> common_pb2.Samplings:

@@ -208,11 +208,11 @@ def check_round_result(pb: router_pb2.RoundResult, info: TargetInfo) -> None:
         raise ProtocolError(f"a target of {info.num_blocks} blocks says that {pb.free_blocks} are free")
     if len(pb.outcomes.token_ids) % 4:
         raise ProtocolError(f"token_ids of {len(pb.outcomes.token_ids)} bytes are no array")
-    accepted = np.frombuffer(pb.outcomes.token_ids, "<i4")
-    for tokens, least in ((accepted, 0), (pb.outcomes.bonus_tokens, NO_TOKEN)):
-        if len(tokens) and not least <= min(tokens) <= max(tokens) < info.vocab_size:
+    accepted, bonus_tokens = np.frombuffer(pb.outcomes.token_ids, "<i4"), np.array(pb.outcomes.bonus_tokens, np.int64)
+    for tokens, least in ((accepted, 0), (bonus_tokens, NO_TOKEN)):
+        if len(tokens) and not least <= (smallest := tokens.min()) <= (largest := tokens.max()) < info.vocab_size:
             raise ProtocolError(
-                f"a target's tokens must lie in [{least}, {info.vocab_size}), got {min(tokens)} to {max(tokens)}"
+                f"a target's tokens must lie in [{least}, {info.vocab_size}), got {smallest} to {largest}"
             )
 
 
