@@ -53,10 +53,10 @@ class DraftLevels:
         ]
         return np.array(levels, np.float64)
 
-    def observe(self, sequences: Many[Sequence], levels: Doubles, is_paying: bool) -> None:
+    def observe(self, sequences: Many[Sequence], levels: Many[float], is_paying: bool) -> None:
         """`[sequences]`: the gain of a draft of each, over the part of a level that as many nodes bring."""
         means, num_seen, least_step = self._means, self._num_seen, _MEAN_STEP if is_paying else _TRIAL_STEP
-        for sequence, level in zip(sequences, levels.tolist(), strict=True):
+        for sequence, level in zip(sequences, levels, strict=True):
             kind = sequence.kind
             count = num_seen[kind] = num_seen.get(kind, 0) + 1
             mean = means.get(kind, FIRST_LEVEL)

@@ -7,8 +7,6 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from cluster.router.clock import now
 from cluster.router.committing import SequenceKeeper, commit_round
 from cluster.router.drafting import DrafterPool, DraftStage
@@ -171,17 +169,16 @@ class MicroBatch:
             drafted = planned.drafted
             teaching = [entry for entry, place in enumerate(drafted.places) if verified.teaches[place]]
             places = [drafted.places[entry] for entry in teaching]
-            expected_tokens = planned.batch.expected_tokens[places]
-            num_accepted = np.array([outcomes.num_accepted[place] for place in places], np.float64)
-            # The mean of what was expected, which is less noisy, and what came.
-            gains = 0.5 * (expected_tokens - 1.0 + num_accepted)
+            of_trees = planned.batch.expected_tokens.tolist()
+            expected_tokens = [of_trees[place] for place in places]
+            num_accepted = [outcomes.num_accepted[place] for place in places]
             shape = shape_at(planned.num_nodes / planned.num_drafted)
             sequences = [drafted.sequences[entry] for entry in teaching]
-            brought_tokens = self._speculation.observe_drafts(sequences, gains, shape)
+            brought_tokens = self._speculation.observe_drafts(sequences, expected_tokens, num_accepted, shape)
             if promised_tokens > 0.0:
                 self._speculation.observe_promise(promised_tokens, brought_tokens)
-            self._timings.expected_tokens += float(expected_tokens.sum())
-            self._timings.drafted_tokens += int(num_accepted.sum()) + len(places)
+            self._timings.expected_tokens += sum(expected_tokens)
+            self._timings.drafted_tokens += sum(num_accepted) + len(places)
             self._planner.learn(planned, outcomes, verified.teaches)
 
 

@@ -12,6 +12,7 @@ whenever the sequences change.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,8 @@ class Speculation:
 
     def _catch_up_s(self, sequences: list[Sequence]) -> Doubles:
         """`[sequences + 1]`: of the target's time, what the drafters of the first so many are to be sent first."""
-        return np.cumsum([0, *[sequence.num_unfed_tokens for sequence in sequences]]) * (_FEEDING_ROWS * self._row_s)
+        num_tokens = [*accumulate([sequence.num_unfed_tokens for sequence in sequences], initial=0)]
+        return np.array(num_tokens, np.float64) * (_FEEDING_ROWS * self._row_s)
 
     def _would_pay(self, wanting: list[Sequence], levels: Doubles, weight: float, num_roots: int) -> bool:
         """Whether drafts would, if none of these were about to end: others will come that are not."""
@@ -245,13 +247,18 @@ class Speculation:
         """What the drafts of a round were to bring (`promised_tokens` when they were chosen), and what they brought."""
         self._levels.observe_promise(self.times.num_micro_batches, promised_tokens, brought_tokens)
 
-    def observe_drafts(self, sequences: list[Sequence], gains: Doubles, shape: float) -> float:
-        """What came of drafts: `gains [sequences]`, in tokens.
+    def observe_drafts(
+        self, sequences: list[Sequence], expected_tokens: list[float], num_accepted: list[int], shape: float
+    ) -> float:
+        """What came of drafts: the mean of what was expected, which is less noisy, and what came.
 
-        `shape`: `shape_at` the nodes per draft of their round, fewer in a trial than else. Returns the sum, weighted.
+        `shape`: `shape_at` the nodes per draft of their round, fewer in a trial than else. Returns what came, weighted.
         """
-        self._levels.observe(sequences, gains / shape, self.is_paying)
-        return float(gains @ [sequence.weight for sequence in sequences])
+        gains = [
+            0.5 * (expected - 1.0 + accepted) for expected, accepted in zip(expected_tokens, num_accepted, strict=True)
+        ]
+        self._levels.observe(sequences, [gain / shape for gain in gains], self.is_paying)
+        return sum([sequence.weight * gain for sequence, gain in zip(sequences, gains, strict=True)])
 
 
 def _is_lasting(sequence: Sequence) -> bool:

@@ -23,7 +23,6 @@ from dflash_core.trees.build import NodeBudget, TreeBatch, TreeBuilder
 from dflash_core.trees.candidates import NO_HISTORY, UNLIMITED_WIDTH
 from dflash_core.trees.histories import TokenHistories
 from dflash_core.trees.packed import Candidates
-from dflash_core.trees.scoring import Longs
 from dflash_core.trees.worth import Worth
 
 # With a fixed budget, a sequence whose drafts are good may take this many times its share from those whose are not.
@@ -175,36 +174,44 @@ class TreePlanner:
 
     def _candidates(self, roots: list[int], drafted: Drafted) -> Candidates:
         """Of all sequences of the round: those without a draft bring a root."""
-        sequences = drafted.sequences
-        drafts, draft_places = _joined(drafted)
-        depths = np.array(drafts.depths, np.int64)[draft_places]
-        num_wanted = np.array([sequence.num_wanted for sequence in sequences], np.int64)
-        min_nodes = np.array([sequence.min_nodes for sequence in sequences], np.int64)
+        sequences, min_nodes = drafted.sequences, self._settings.min_tree_nodes
+        drafts, places = _joined(drafted)
+        depths = [drafts.depths[place] for place in places]
+        columns = np.array(
+            (
+                [drafts.begins[place] for place in places],
+                depths,
+                [drafts.num_candidates[place] for place in places],
+                [min(depth, sequence.num_wanted - 1) for depth, sequence in zip(depths, sequences, strict=True)],
+                [max(min_nodes, sequence.min_nodes) for sequence in sequences],
+                drafted.max_nodes,
+                [sequence.context_class for sequence in sequences],
+                [sequence.history for sequence in sequences],
+            ),
+            np.int64,
+        )
+        weights = np.array([sequence.weight for sequence in sequences])
+        if len(sequences) < len(roots):
+            of_drafted, columns = columns, np.zeros((len(columns), len(roots)), np.int64)
+            columns[:, drafted.places] = of_drafted
+            of_sequences, weights = weights, np.ones(len(roots))
+            weights[drafted.places] = of_sequences
+        offsets, of_depths, num_ranks, max_depths, least_nodes, max_nodes, classes, slots = columns
         max_width = 1 if self._settings.strategy is Strategy.CHAIN else UNLIMITED_WIDTH
-        weights = np.ones(len(roots))
-        weights[drafted.places] = [sequence.weight for sequence in sequences]
-
-        def spread(column: Any) -> Longs:
-            if len(sequences) == len(roots):
-                return np.asarray(column, np.int64)
-            found = np.zeros(len(roots), np.int64)
-            found[drafted.places] = column
-            return found
-
         return Candidates(
             roots=np.array(roots, np.int32),
             token_ids=drafts.token_ids,
             scores=drafts.scores,
-            offsets=spread(np.array(drafts.begins, np.int64)[draft_places]),
-            depths=spread(depths),
-            num_ranks=spread(np.array(drafts.num_candidates, np.int64)[draft_places]),
-            max_depths=spread(np.minimum(num_wanted - 1, depths)),
-            min_nodes=spread(np.minimum(np.maximum(min_nodes, self._settings.min_tree_nodes), drafted.max_nodes)),
-            max_nodes=spread(drafted.max_nodes),
+            offsets=offsets,
+            depths=of_depths,
+            num_ranks=num_ranks,
+            max_depths=max_depths,
+            min_nodes=least_nodes,
+            max_nodes=max_nodes,
             max_widths=np.full(len(roots), max_width, np.int64),
             weights=weights,
-            classes=spread([sequence.context_class for sequence in sequences]),
-            slots=spread([sequence.history for sequence in sequences]),
+            classes=classes,
+            slots=slots,
         )
 
     def learn(self, planned: PlannedTrees, outcomes: PackedOutcomes, teaches: Many[bool]) -> None:

@@ -210,7 +210,10 @@ def check_round_result(pb: router_pb2.RoundResult, info: TargetInfo) -> None:
         raise ProtocolError(f"token_ids of {len(pb.outcomes.token_ids)} bytes are no array")
     accepted, bonus_tokens = np.frombuffer(pb.outcomes.token_ids, "<i4"), np.array(pb.outcomes.bonus_tokens, np.int64)
     for tokens, least in ((accepted, 0), (bonus_tokens, NO_TOKEN)):
-        if len(tokens) and not least <= (smallest := tokens.min()) <= (largest := tokens.max()) < info.vocab_size:
+        if not len(tokens):
+            continue
+        smallest, largest = int(tokens.min()), int(tokens.max())
+        if smallest < least or largest >= info.vocab_size:
             raise ProtocolError(
                 f"a target's tokens must lie in [{least}, {info.vocab_size}), got {smallest} to {largest}"
             )

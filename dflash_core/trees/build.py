@@ -122,8 +122,7 @@ class TreeBuilder:
 
         The histories must be as they were when the batch was built.
         """
-        starts = np.zeros(len(committed) + 1, np.int64)
-        np.cumsum([len(tokens) for tokens in committed], out=starts[1:], dtype=np.int64)
+        starts = np.array([*accumulate(map(len, committed), initial=0)], np.int64)
         flat = np.fromiter(chain.from_iterable(committed), np.int32, count=int(starts[-1]))
         learn(batch.packed, self._arrays(), self.model.parameters, self.model.squares, flat, starts)
 

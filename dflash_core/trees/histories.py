@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -50,8 +50,7 @@ class TokenHistories:
 
     def extend(self, slots: Sequence[int], new_tokens: Sequence[Sequence[int]]) -> None:
         """Appends to each slot the tokens committed since it was last told of any. The slots must be distinct."""
-        starts = np.zeros(len(slots) + 1, np.int64)
-        np.cumsum([len(tokens) for tokens in new_tokens], out=starts[1:], dtype=np.int64)
+        starts = np.array([*accumulate(map(len, new_tokens), initial=0)], np.int64)
         flat = np.fromiter(chain.from_iterable(new_tokens), np.int32, count=int(starts[-1]))
         _extend(np.array(slots, np.int64), flat, starts, self.arrays)
 

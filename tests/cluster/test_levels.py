@@ -22,7 +22,7 @@ def _teach(levels: DraftLevels, level: float, temperature: float = 0.0, num_sequ
     for _ in range(num_sequences):
         sequence = _sequence(temperature)
         for _ in range(4):
-            levels.observe([sequence], np.array([level]), is_paying=True)
+            levels.observe([sequence], [level], is_paying=True)
 
 
 def _level(levels: DraftLevels, sequence: Sequence) -> float:
@@ -42,10 +42,10 @@ def test_one_bad_draft_says_little_and_many_say_all() -> None:
     levels = DraftLevels()
     _teach(levels, 5.0)
     sequence = _sequence()
-    levels.observe([sequence], np.zeros(1), is_paying=True)
+    levels.observe([sequence], [0.0], is_paying=True)
     assert 4.0 < _level(levels, sequence) < 5.0
     for _ in range(60):
-        levels.observe([sequence], np.zeros(1), is_paying=True)
+        levels.observe([sequence], [0.0], is_paying=True)
     mean = _level(levels, _sequence())
     assert _level(levels, sequence) == pytest.approx(0.2 * mean, abs=0.3)
 

@@ -134,9 +134,11 @@ class LatencyEstimator:
         left, weight, scale = self._place(size)
         row, expected = _linearised(self._log_seed, state, left, weight, scale, self._units * quantities)
         deviation = math.log(max(seconds, _LEAST_SECONDS) / expected) - state[0]
-        _set_change_of_costs(self._change, state, self._expected)
+        if len(self._units):
+            _set_change_of_costs(self._change, state, self._expected)
         self._filter.observe(row, deviation, self._change)
-        np.maximum(state[self._costs], 0.0, out=state[self._costs])
+        if len(self._units):
+            np.maximum(state[self._costs], 0.0, out=state[self._costs])
         self._knot_times = self._cost_seconds = self._curve = None
 
     def _warm_up(self) -> None:
