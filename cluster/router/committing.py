@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-
-from cluster.requests import EventSink, FinishReason, GenerationStatistics, TokenEvent
+from cluster.router.event_batch import EventBatch
 from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan
 from cluster.router.sequence import Phase, Sequence
@@ -38,41 +36,6 @@ class SequenceKeeper(Protocol):
     def place_waiting(self) -> None:
         """Starts those of the queue that fit now. Not done by the others of these methods: once a round is enough."""
         ...
-
-
-class EventBatch:
-    """What one round hands out, one list of events per client."""
-
-    def __init__(self) -> None:
-        self._token_ids: list[int] = []  # of all events: to make one array takes a fraction of what many take
-        self._rows: list[tuple[EventSink, str, int, FinishReason | None, GenerationStatistics | None, int, int]] = []
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self._token_ids)
-
-    def add(
-        self,
-        sequence: Sequence,
-        token_ids: list[int],
-        finish: FinishReason | None,
-        statistics: GenerationStatistics | None,
-        num_nodes: int,
-        cached_tokens: int,
-    ) -> None:
-        self._token_ids += token_ids
-        sequence_id = sequence.request.sequence_id
-        self._rows.append((sequence.sink, sequence_id, len(token_ids), finish, statistics, num_nodes, cached_tokens))
-
-    def send(self) -> None:
-        flat, end = np.array(self._token_ids, np.int32), 0
-        of_clients: dict[EventSink, list[TokenEvent]] = {}
-        for sink, sequence_id, count, finish, statistics, num_nodes, cached_tokens in self._rows:
-            begin, end = end, end + count
-            event = TokenEvent(sequence_id, flat[begin:end], finish, statistics, None, num_nodes, cached_tokens)
-            of_clients.setdefault(sink, []).append(event)
-        for sink, events in of_clients.items():
-            sink.put(events)
 
 
 def check_result(link: TargetLink, plan: RoundPlan, result: RoundResult) -> PackedOutcomes:
@@ -126,7 +89,7 @@ def commit_round(
         chosen = _commit_prefill(sequence, chunk, outcome, keeper, timings)
         if chosen is not None:
             _hand_out(sequence, [chosen], 0, events, keeper, now)
-    _commit_trees(plan, outcomes, events, keeper, timings, now)
+    _commit_trees(plan, outcomes.after(len(plan.request.prefills)), events, keeper, timings, now)
     timings.rounds += 1
     timings.output_tokens += events.num_tokens
     events.send()
@@ -136,23 +99,23 @@ def commit_round(
 
 def _commit_trees(
     plan: RoundPlan,
-    outcomes: PackedOutcomes,
+    outcomes: PackedOutcomes,  # the trees'
     events: EventBatch,
     keeper: SequenceKeeper,
     timings: RoundTimings,
     now: float,
 ) -> None:
-    split = len(plan.request.prefills)
-    accepted, end = outcomes.token_ids.tolist(), sum(outcomes.num_accepted[:split])
+    accepted, end = outcomes.token_ids.tolist(), 0
+    sequences = plan.sequences[len(plan.request.prefills) :]
     columns = (outcomes.statuses, outcomes.num_accepted, outcomes.bonus_tokens, outcomes.cached_lens)
     for place, (sequence, key, num_rows, status, num_accepted, bonus_token, cached_len) in enumerate(
-        zip(plan.sequences[split:], plan.trees.keys, plan.trees.num_rows, *[c[split:] for c in columns], strict=True)
+        zip(sequences, plan.trees.keys, plan.trees.num_rows, *columns, strict=True)
     ):
         begin, end = end, end + num_accepted
         if sequence.phase is _DONE or sequence.key != key:
             continue  # cancelled, or sent elsewhere, while the round ran
         if status is not _OK:
-            _not_ok(sequence, status, outcomes.messages.get(split + place, ""), keeper)
+            _not_ok(sequence, status, outcomes.messages.get(place, ""), keeper)
             continue
         timings.tree_sequences += 1
         timings.tree_nodes += num_rows - 1

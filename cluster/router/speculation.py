@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cluster.router.drafted import Drafted
 from cluster.router.latency import RoundLoad
 from cluster.router.levels import DraftLevels
 from cluster.router.links import TargetLink
@@ -25,7 +26,7 @@ from cluster.router.prospects import NODES, Prospects, cycles_s, num_drafts_to_t
 from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.target_times import TargetTimes
-from cluster.router.tree_planner import Drafted, PlannedTrees, TreePlanner
+from cluster.router.tree_planner import PlannedTrees, TreePlanner
 from cluster.router.trials import TRIAL_NODES, Trials
 from dflash_core.trees.build import NodeBudget
 

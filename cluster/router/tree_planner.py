@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.requests import Strategy
+from cluster.router.drafted import NOBODY, Drafted
 from cluster.router.ranking import RankingTuner
 from cluster.router.sequence import Sequence
 from cluster.router.settings import RouterSettings
-from dflash_core.contracts import DraftRanking, PackedDrafts, PackedOutcomes, TokenIds
+from dflash_core.contracts import PackedOutcomes, TokenIds
 from dflash_core.errors import InvalidSettings
 from dflash_core.trees.acceptance import GREEDY_CLASS, AcceptanceModel, context_class
 from dflash_core.trees.build import NodeBudget, TreeBatch, TreeBuilder
 from dflash_core.trees.candidates import NO_HISTORY, UNLIMITED_WIDTH
 from dflash_core.trees.histories import TokenHistories
-from dflash_core.trees.packed import Candidates
 from dflash_core.trees.worth import Worth
 
 # With a fixed budget, a sequence whose drafts are good may take this many times its share from those whose are not.
@@ -37,28 +37,13 @@ _MOST_LEARNED = 16  # sequences of a round whose outcomes are learned from
 
 
 @dataclass(frozen=True, slots=True)
-class Drafted:
-    """The sequences of a round that have a draft, and what their trees are built from: an entry of each list."""
-
-    places: list[int]  # among the running sequences of the round
-    sequences: list[Sequence]
-    drafts: list[PackedDrafts]  # the answers that their drafts came in
-    draft_places: list[int]  # in these
-    rankings: list[DraftRanking]
-    max_nodes: list[int]  # of each tree
-
-
-_NOBODY = Drafted([], [], [], [], [], [])
-
-
-@dataclass(frozen=True, slots=True)
 class PlannedTrees:
     """One tree per running sequence of a round, one after the other, and what is needed to learn from outcomes."""
 
     token_ids: TokenIds  # [rows]
     depths: npt.NDArray[np.int32]  # [rows]
     num_rows: list[int]  # [trees], roots included
-    drafted: Drafted = _NOBODY
+    drafted: Drafted = NOBODY
     batch: TreeBatch | None = None  # the trees; None where there was nothing to choose
 
     @classmethod
@@ -147,19 +132,7 @@ class TreePlanner:
 
     def drafted(self, sequences: Many[Sequence]) -> Drafted:
         """Those that have a draft for their root and may use it."""
-        all_most = self.most_nodes(sequences)
-        places = [
-            place for place, sequence in enumerate(sequences) if sequence.drafts is not None and all_most[place] > 0
-        ]
-        found = [sequences[place] for place in places]
-        return Drafted(
-            places,
-            found,
-            [sequence.drafts for sequence in found if sequence.drafts is not None],
-            [sequence.draft_place for sequence in found],
-            [sequence.ranking for sequence in found],
-            [all_most[place] for place in places],
-        )
+        return Drafted.of(sequences, self.most_nodes(sequences))
 
     def build(self, sequences: Many[Sequence], drafted: Drafted, budget: NodeBudget) -> PlannedTrees:
         """One tree per sequence, with nodes for those drafted, as many as the budget says."""
@@ -167,52 +140,12 @@ class TreePlanner:
         if not drafted.places:
             return PlannedTrees.roots_only(roots)
         self._tell_histories(drafted.sequences)
-        batch = self._builder.build_packed(self._candidates(roots, drafted), budget)
+        max_width = 1 if self._settings.strategy is Strategy.CHAIN else UNLIMITED_WIDTH
+        candidates = drafted.candidates(roots, self._settings.min_tree_nodes, max_width)
+        batch = self._builder.build_packed(candidates, budget)
         planned = PlannedTrees(batch.token_ids, batch.depths, batch.num_rows, drafted, batch)
         self._nodes_per_tree += _NODES_STEP * (planned.num_nodes / planned.num_drafted - self._nodes_per_tree)
         return planned
-
-    def _candidates(self, roots: list[int], drafted: Drafted) -> Candidates:
-        """Of all sequences of the round: those without a draft bring a root."""
-        sequences, min_nodes = drafted.sequences, self._settings.min_tree_nodes
-        drafts, places = _joined(drafted)
-        depths = [drafts.depths[place] for place in places]
-        columns = np.array(
-            (
-                [drafts.begins[place] for place in places],
-                depths,
-                [drafts.num_candidates[place] for place in places],
-                [min(depth, sequence.num_wanted - 1) for depth, sequence in zip(depths, sequences, strict=True)],
-                [max(min_nodes, sequence.min_nodes) for sequence in sequences],
-                drafted.max_nodes,
-                [sequence.context_class for sequence in sequences],
-                [sequence.history for sequence in sequences],
-            ),
-            np.int64,
-        )
-        weights = np.array([sequence.weight for sequence in sequences])
-        if len(sequences) < len(roots):
-            of_drafted, columns = columns, np.zeros((len(columns), len(roots)), np.int64)
-            columns[:, drafted.places] = of_drafted
-            of_sequences, weights = weights, np.ones(len(roots))
-            weights[drafted.places] = of_sequences
-        offsets, of_depths, num_ranks, max_depths, least_nodes, max_nodes, classes, slots = columns
-        max_width = 1 if self._settings.strategy is Strategy.CHAIN else UNLIMITED_WIDTH
-        return Candidates(
-            roots=np.array(roots, np.int32),
-            token_ids=drafts.token_ids,
-            scores=drafts.scores,
-            offsets=offsets,
-            depths=of_depths,
-            num_ranks=num_ranks,
-            max_depths=max_depths,
-            min_nodes=least_nodes,
-            max_nodes=max_nodes,
-            max_widths=np.full(len(roots), max_width, np.int64),
-            weights=weights,
-            classes=classes,
-            slots=slots,
-        )
 
     def learn(self, planned: PlannedTrees, outcomes: PackedOutcomes, teaches: Many[bool]) -> None:
         """From what became of the trees, as far as it teaches anything. To be called before the next trees of these
@@ -256,13 +189,3 @@ class TreePlanner:
         for sequence in sequences:
             sequence.num_told = sequence.root_position + 1
         self._histories.extend([sequence.history for sequence in sequences], untold)
-
-
-def _joined(drafted: Drafted) -> tuple[PackedDrafts, list[int]]:
-    """All drafts of the round in one, and where in it those of the sequences are."""
-    sources = list(dict.fromkeys(drafted.drafts))  # one per drafter, mostly
-    if len(sources) == 1:
-        return sources[0], drafted.draft_places
-    starts = dict(zip(sources, accumulate(map(len, sources), initial=0), strict=False))
-    places = [starts[source] + place for source, place in zip(drafted.drafts, drafted.draft_places, strict=True)]
-    return PackedDrafts.joined(sources), places
