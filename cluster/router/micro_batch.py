@@ -134,6 +134,7 @@ class MicroBatch:
 
     async def _verify_and_commit(self, plan: RoundPlan) -> _Verified | None:
         """What can be learned from; None where the round failed."""
+        feeds = any(sequence.is_fed for sequence in plan.sequences)  # now: who ends with this round is fed no more
         try:
             sent_at = now()
             with self._timings.wait(VERIFY):
@@ -155,7 +156,6 @@ class MicroBatch:
                     self._host.prefill_again(sequence, f"its round failed: {reason}")
         else:
             load = RoundLoad.done(plan.request, result)
-            feeds = any(sequence.is_fed for sequence in plan.sequences)
             self._speculation.observe_round(load, plan.planned, verify_s, cycle_s, feeds)
             return verified
         return None
