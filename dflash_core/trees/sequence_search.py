@@ -172,6 +172,8 @@ def search_sequence(
     offset, num_ranks = candidates.offsets[sequence], candidates.num_ranks[sequence]
     most_depth, most_width = candidates.max_depths[sequence], candidates.max_widths[sequence]
     weight, slot = candidates.weights[sequence], max(0, candidates.slots[sequence])
+    if min(most_depth, most_width) == 0:
+        return begin, False
     negligible = NEGLIGIBLE / weight
     history_len = histories.lens[slot] if candidates.slots[sequence] >= 0 else 0
     history, marks = histories.tokens[slot], histories.marks[slot]
@@ -180,7 +182,7 @@ def search_sequence(
     scratch.num_listed[:] = _UNKNOWN
     token = history[history_len - 1] if history_len > 0 else candidates.roots[sequence]
     level, end, has_less_likely, of_path, is_off_spine = 0, begin, False, 1.0, 0
-    is_new = most_width > 0  # the node at this level: its children were not looked at yet
+    is_new = True  # the node at this level: its children were not looked at yet
     while level >= 0:
         if is_new:
             is_new = False

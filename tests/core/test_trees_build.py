@@ -161,6 +161,18 @@ def test_a_sequence_goes_on_as_it_did_before() -> None:
     assert tree.token_ids.tolist() == [6, 7], "7 followed 5, 6 before; the drafter does not know it"
 
 
+def test_a_root_that_may_have_no_children_has_none_whatever_was_searched_before_it() -> None:
+    histories, model = TokenHistories(), AcceptanceModel()
+    slots = [histories.open(), histories.open()]
+    histories.extend(slots, [[5, 6, 7, 8, 5, 6]] * 2)
+    model.parameters[:, :, MATCH_BIAS, 0] = -4.0  # the first one's match is left for a lower threshold
+    ids, scores = np.array([[9]], np.int32), np.log(np.full((1, 1), 0.98, np.float32))
+    first = TreeCandidates(6, ids, scores, max_depth=1, max_nodes=8, history=slots[0])
+    second = first._replace(max_width=0, weight=8.0, history=slots[1])
+    batch = TreeBuilder(model, histories).build([first, second], NodeBudget.of(2))
+    assert [tree.token_ids.tolist() for tree in batch.trees] == [[6, 9, 7], [6]]
+
+
 def test_nothing_to_draft_leaves_the_roots() -> None:
     empty = TreeCandidates(5, np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32), max_depth=7, max_nodes=8)
     builder = neutral()
