@@ -11,7 +11,7 @@ from benchmarks.simulate.features import Span
 from benchmarks.simulate.hardware import FINGERPRINT, Hardware
 from benchmarks.simulate.meter import Meter
 from benchmarks.simulate.playback import Playback, Script
-from dflash_core.contracts import Draft, DraftBlock, DrafterInfo, DraftRequest, DraftResult, SequenceKey
+from dflash_core.contracts import Draft, DraftBlock, DrafterInfo, DraftRequest, DraftResult, PackedDrafts, SequenceKey
 
 _NO_IDS, _NO_SCORES = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
 
@@ -90,7 +90,7 @@ class SimulatedDrafter:
             self.busy_s += duration_s
         await asyncio.sleep(self._free_at - loop.time() + latency_s)
         with self._meter.outside():
-            drafts = tuple(map(self._draft, request.blocks))
+            drafts = PackedDrafts.of([*map(self._draft, request.blocks)])
         return DraftResult(request.batch_id, drafts, {"forward": round(duration_s * 1e6)})
 
     def _release_and_open(self, request: DraftRequest) -> None:

@@ -16,6 +16,7 @@ from benchmarks.simulate.times import RouterProcessor
 from dflash_core.contracts import (
     Outcome,
     OutcomeStatus,
+    PackedOutcomes,
     Prefill,
     RoundRequest,
     RoundResult,
@@ -129,7 +130,7 @@ class SimulatedTarget:
         self._count(request, duration_s)
         return RoundResult(
             request.round_id,
-            tuple(outcome for outcome in outcomes if outcome is not None),
+            PackedOutcomes.of([outcome for outcome in outcomes if outcome is not None]),
             self._kv.free_blocks,
             epoch=0,
             stage_times_us={"forward": round(duration_s * 1e6)},

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
-Item = TypeVar("Item", covariant=True)
+import numpy as np
+import numpy.typing as npt
+
+from dflash_core.contracts.common import SequenceKey
+
+Item = TypeVar("Item")
 
 
 class Packed(Sequence[Item]):
@@ -19,8 +25,22 @@ class Packed(Sequence[Item]):
 
     __slots__ = ()
 
-    def __iter__(self) -> Iterator[Item]:
-        raise NotImplementedError
+    keys: Sequence[SequenceKey]
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> Self:
+        """The same items; where they are in columns already, themselves."""
+        return items if isinstance(items, cls) else cls._pack(items)
+
+    @classmethod
+    @abstractmethod
+    def _pack(cls, items: Sequence[Item]) -> Self: ...
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Item]: ...
 
     @overload
     def __getitem__(self, place: int) -> Item: ...
@@ -33,3 +53,9 @@ class Packed(Sequence[Item]):
             return tuple(self)[place]
         found = range(len(self))[place]
         return next(islice(self, found, None))
+
+
+def joined(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """All of their entries, one array after the other."""
+    flat = [array.ravel() for array in arrays]
+    return np.concatenate([np.empty(0, dtype), *flat], dtype=dtype, casting="same_kind")

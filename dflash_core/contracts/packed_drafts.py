@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dflash_core.contracts.common import SamplingParams, SequenceKey, TokenIds
 from dflash_core.contracts.drafts import Draft, DraftBlock, DraftRanking
-from dflash_core.contracts.packed import Packed
-
-_NO_IDS, _NO_SCORES = np.empty(0, np.int32), np.empty(0, np.float32)
+from dflash_core.contracts.packed import Packed, joined
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,10 +23,7 @@ class PackedDraftBlocks(Packed[DraftBlock]):
     rankings: Sequence[DraftRanking]
 
     @classmethod
-    def of(cls, blocks: Sequence[DraftBlock]) -> PackedDraftBlocks:
-        """The same blocks; where they are in columns already, themselves."""
-        if isinstance(blocks, PackedDraftBlocks):
-            return blocks
+    def _pack(cls, blocks: Sequence[DraftBlock]) -> PackedDraftBlocks:
         return cls(
             keys=[block.key for block in blocks],
             root_tokens=[block.root_token for block in blocks],
@@ -37,9 +31,6 @@ class PackedDraftBlocks(Packed[DraftBlock]):
             samplings=[block.sampling for block in blocks],
             rankings=[block.ranking for block in blocks],
         )
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def __iter__(self) -> Iterator[DraftBlock]:
         return map(DraftBlock, self.keys, self.root_tokens, self.context_lens, self.samplings, self.rankings)
@@ -62,17 +53,14 @@ class PackedDrafts(Packed[Draft]):
         object.__setattr__(self, "begins", list(accumulate(sizes, initial=0))[:-1])
 
     @classmethod
-    def of(cls, drafts: Sequence[Draft]) -> PackedDrafts:
-        """The same drafts; where they are in columns already, themselves."""
-        if isinstance(drafts, PackedDrafts):
-            return drafts
+    def _pack(cls, drafts: Sequence[Draft]) -> PackedDrafts:
         return cls(
             keys=[draft.key for draft in drafts],
             context_lens=[draft.context_len for draft in drafts],
             depths=[draft.token_ids.shape[0] for draft in drafts],
             num_candidates=[draft.token_ids.shape[1] for draft in drafts],
-            token_ids=_joined(_NO_IDS, [draft.token_ids for draft in drafts]),
-            scores=_joined(_NO_SCORES, [draft.scores for draft in drafts]),
+            token_ids=joined([draft.token_ids for draft in drafts], np.int32),
+            scores=joined([draft.scores for draft in drafts], np.float32),
             missing_from={
                 place: draft.missing_from for place, draft in enumerate(drafts) if draft.missing_from is not None
             },
@@ -88,8 +76,8 @@ class PackedDrafts(Packed[Draft]):
             context_lens=[context_len for part in parts for context_len in part.context_lens],
             depths=[depth for part in parts for depth in part.depths],
             num_candidates=[width for part in parts for width in part.num_candidates],
-            token_ids=_joined(_NO_IDS, [part.token_ids for part in parts]),
-            scores=_joined(_NO_SCORES, [part.scores for part in parts]),
+            token_ids=joined([part.token_ids for part in parts], np.int32),
+            scores=joined([part.scores for part in parts], np.float32),
             missing_from={
                 start + place: position
                 for start, part in zip(starts, parts, strict=False)
@@ -122,9 +110,6 @@ class PackedDrafts(Packed[Draft]):
             scores=self.scores.reshape(shape)[:, :num_candidates].ravel(),
         )
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
     def __iter__(self) -> Iterator[Draft]:
         for place, begin in enumerate(self.begins):
             shape = (self.depths[place], self.num_candidates[place])
@@ -136,9 +121,3 @@ class PackedDrafts(Packed[Draft]):
                 self.missing_from.get(place),
                 self.errors.get(place),
             )
-
-
-def _joined(nothing: npt.NDArray[Any], arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """All of their entries, one array after the other, of the type of `nothing`."""
-    flat = [array.ravel() for array in arrays]
-    return np.concatenate([nothing, *flat], dtype=nothing.dtype, casting="same_kind")

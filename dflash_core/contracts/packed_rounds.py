@@ -10,10 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dflash_core.contracts.common import DraftTree, SequenceKey, TokenIds
-from dflash_core.contracts.packed import Packed
+from dflash_core.contracts.packed import Packed, joined
 from dflash_core.contracts.rounds import Outcome, OutcomeStatus, TreeRows
-
-_NONE = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,20 +23,14 @@ class PackedTreeRows(Packed[TreeRows]):
     depths: npt.NDArray[np.int32]  # [rows]
 
     @classmethod
-    def of(cls, trees: Sequence[TreeRows]) -> PackedTreeRows:
-        """The same trees; where they are in columns already, themselves."""
-        if isinstance(trees, PackedTreeRows):
-            return trees
+    def _pack(cls, trees: Sequence[TreeRows]) -> PackedTreeRows:
         return cls(
             keys=[rows.key for rows in trees],
             root_positions=[rows.root_position for rows in trees],
             num_rows=[rows.tree.num_rows for rows in trees],
-            token_ids=np.concatenate([_NONE, *[rows.tree.token_ids for rows in trees]]),
-            depths=np.concatenate([_NONE, *[rows.tree.depths for rows in trees]]),
+            token_ids=joined([rows.tree.token_ids for rows in trees], np.int32),
+            depths=joined([rows.tree.depths for rows in trees], np.int32),
         )
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def __iter__(self) -> Iterator[TreeRows]:
         begin = 0
@@ -60,15 +52,12 @@ class PackedOutcomes(Packed[Outcome]):
     messages: Mapping[int, str] = field(default_factory=dict)  # by place: most outcomes have none
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> PackedOutcomes:
-        """The same outcomes; where they are in columns already, themselves."""
-        if isinstance(outcomes, PackedOutcomes):
-            return outcomes
+    def _pack(cls, outcomes: Sequence[Outcome]) -> PackedOutcomes:
         return cls(
             keys=[outcome.key for outcome in outcomes],
             statuses=[outcome.status for outcome in outcomes],
             num_accepted=[outcome.num_accepted for outcome in outcomes],
-            token_ids=np.concatenate([_NONE, *[outcome.token_ids for outcome in outcomes]]),
+            token_ids=joined([outcome.token_ids for outcome in outcomes], np.int32),
             bonus_tokens=[outcome.bonus_token for outcome in outcomes],
             cached_lens=[outcome.cached_len for outcome in outcomes],
             num_hit_tokens=[outcome.num_hit_tokens for outcome in outcomes],
@@ -89,9 +78,6 @@ class PackedOutcomes(Packed[Outcome]):
             self.num_hit_tokens[num_outcomes:],
             {place - num_outcomes: text for place, text in self.messages.items() if place >= num_outcomes},
         )
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def __iter__(self) -> Iterator[Outcome]:
         ends = accumulate(self.num_accepted, initial=0)

@@ -21,6 +21,7 @@ from dflash_core.contracts import (
     SamplingParams,
     SequenceKey,
 )
+from dflash_core.contracts.packed import joined
 from dflash_core.errors import ProtocolError
 from dflash_core.models.checkpoints import TargetConfig, check_pair, resolve_checkpoint
 from dflash_core.models.cpu_drafter import fuse_drafter
@@ -38,8 +39,6 @@ from dflash_core.runners.drafter_loading import load_drafter_parts
 from dflash_core.runners.host_draft import HostContextWriter, HostDraftPass
 from dflash_core.runners.settings import DrafterSettings
 from dflash_core.runners.stages import StageClock
-
-_NO_IDS, _NO_SCORES = np.empty(0, np.int32), np.empty(0, np.float32)
 
 
 class _Refusal(NamedTuple):
@@ -198,8 +197,8 @@ class DrafterRunner:
             context_lens=[block.context_len for block in blocks],
             depths=[0 if place in refusals else self._model.config.depth for place in range(len(blocks))],
             num_candidates=[self.info.num_candidates] * len(blocks),
-            token_ids=np.concatenate([_NO_IDS, *[ids.ravel() for ids, _ in found]]),
-            scores=np.concatenate([_NO_SCORES, *[scores.ravel() for _, scores in found]]),
+            token_ids=joined([ids for ids, _ in found], np.int32),
+            scores=joined([scores for _, scores in found], np.float32),
             missing_from={
                 place: refusal.missing_from for place, refusal in refusals.items() if refusal.missing_from is not None
             },

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dflash_core.contracts import TokenIds
+from dflash_core.contracts.packed import joined
 from dflash_core.trees.packed import Candidates
 
 UNLIMITED_WIDTH = 1 << 30
@@ -45,8 +46,8 @@ def pack(candidates: Sequence[TreeCandidates]) -> Candidates:
     sizes = depths * num_ranks
     return Candidates(
         roots=np.array(roots, np.int32),
-        token_ids=_joined(token_ids, np.int32),
-        scores=_joined(scores, np.float32),
+        token_ids=joined(token_ids, np.int32),
+        scores=joined(scores, np.float32),
         offsets=np.cumsum(sizes) - sizes,
         depths=np.where(num_ranks, depths, 0),
         num_ranks=num_ranks,
@@ -64,10 +65,3 @@ def _nobody() -> Candidates:
     ints, longs = np.empty(0, np.int32), np.empty(0, np.int64)
     floats, doubles = np.empty(0, np.float32), np.empty(0, np.float64)
     return Candidates(ints, ints, floats, longs, longs, longs, longs, longs, longs, longs, doubles, longs, longs)
-
-
-def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """All of their entries, one array after the other."""
-    if len({array.shape[1] for array in arrays}) > 1:
-        arrays = [array.ravel() for array in arrays]
-    return np.concatenate(arrays, dtype=dtype, casting="same_kind").ravel()
