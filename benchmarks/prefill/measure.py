@@ -162,6 +162,8 @@ class Stage:
                 strategy=Strategy.DRAFT_TREES,
                 tree_budget=self._load.tree_budget,
                 prefill_chunk_tokens=chunk_tokens,
+                # The prompt's chunks in the streams' own rounds: what is measured is what one costs the other there.
+                micro_batches=1,
                 # Sharing one thread with the target, a drafter is never a straggler.
                 draft_timeout_ms=_ROUND_TIMEOUT_MS,
                 always_waits=True,
