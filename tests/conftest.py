@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+
+import pytest
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # else ray.init() writes a token file into the home directory
@@ -17,3 +21,14 @@ ENVIRONMENT = {
     "MPLBACKEND": "agg",
 }
 os.environ.update(ENVIRONMENT)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """What a test makes of the loggers, as a replica does when it starts, ends with it."""
+    loggers = [logging.getLogger(name) for name in ("ray.serve", "dflash_core")]
+    before = [(each, each.handlers[:], each.level, each.propagate) for each in loggers]
+    yield
+    for each, handlers, level, propagate in before:
+        each.handlers, each.propagate = handlers, propagate
+        each.setLevel(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,17 +20,13 @@ class Lines(logging.Handler):
 
 
 @pytest.fixture
-def serve_log() -> Iterator[list[str]]:
-    """What Ray Serve's handlers get; both loggers are as before afterwards."""
-    serve, ours = logging.getLogger("ray.serve"), logging.getLogger("dflash_core")
-    before = [(each, each.handlers[:], each.level, each.propagate) for each in (serve, ours)]
+def serve_log() -> list[str]:
+    """What Ray Serve's handlers get."""
+    serve = logging.getLogger("ray.serve")
     handler = Lines()
     serve.handlers = [handler]
     serve.setLevel(logging.INFO)
-    yield handler.lines
-    for each, handlers, level, propagate in before:
-        each.handlers, each.propagate = handlers, propagate
-        each.setLevel(level)
+    return handler.lines
 
 
 def test_what_is_logged_while_a_model_loads_is_in_the_replicas_log(serve_log: list[str]) -> None:
