@@ -7,7 +7,7 @@ from itertools import accumulate, chain
 
 import numpy as np
 
-from dflash_core.jit import jit
+from dflash_core.jit import jit, jit_borrowing
 from dflash_core.trees.matches import Bytes, Histories, Shorts, bigram_bucket
 from dflash_core.trees.scoring import Ints, Longs
 
@@ -74,7 +74,7 @@ def _empty_arena(num_slots: int, window: int) -> Histories:
     )
 
 
-@jit
+@jit_borrowing
 def _append(token: int, num_tokens: int, tokens: Ints, marks: Bytes, links: Shorts, heads: Shorts) -> None:
     tokens[num_tokens] = token
     links[num_tokens] = 0

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from dflash_core.jit import jit
+from dflash_core.jit import jit, jit_borrowing
 from dflash_core.trees.matches import Histories, bigram_bucket, is_marked, longest_match
 from dflash_core.trees.packed import Candidates
 from dflash_core.trees.scoring import (
@@ -43,7 +43,7 @@ LOG_SCALE = 0.3  # a logarithm is some times larger than the 1 of a bias: as a f
 MOST_BIAS, MOST_SLOPE = 8.0, 3.0
 
 
-@jit
+@jit_borrowing
 def _descend(table: Doubles, squares: Doubles, kind: int, bucket: int, gradient: float, scale: float) -> None:
     """`scale` of a slope's feature: LOG_SCALE; of a bias: 1."""
     gradient *= scale

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dflash_core.jit import jit
+from dflash_core.jit import jit_borrowing
 from dflash_core.trees.scoring import LONGEST_MATCH, SHORTEST_MATCH, Ints, Longs
 
 Bytes = npt.NDArray[np.uint8]
@@ -27,19 +27,19 @@ class Histories(NamedTuple):
     heads: Shorts  # [slots, buckets], 1 + the latest position of the bucket; 0: none
 
 
-@jit
+@jit_borrowing
 def bigram_bucket(before: int, token: int, num_buckets: int) -> int:
     """`num_buckets` is a power of two."""
     return ((before * 1_000_003) ^ (token * 7_919)) & (num_buckets - 1)
 
 
-@jit
+@jit_borrowing
 def is_marked(marks: Bytes, bucket: int) -> bool:
     """Most bigrams are new to a sequence, and its bits stay in a processor's cache where `heads` do not."""
     return bool((marks[bucket >> 3] >> (bucket & 7)) & 1)
 
 
-@jit
+@jit_borrowing
 def longest_match(
     tail: Ints,  # [LONGEST_MATCH], the path's last token first; −1 where there is none
     tokens: Ints,  # [window], committed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dflash_core.jit import jit
+from dflash_core.jit import jit_borrowing
 from dflash_core.trees.acceptance import NUM_CLASSES
 from dflash_core.trees.scoring import Doubles, Floats, Ints, Longs
 
@@ -31,7 +31,7 @@ class Candidates(NamedTuple):
     slots: Longs  # of its history; −1: none
 
 
-@jit
+@jit_borrowing
 def check(candidates: Candidates) -> None:
     """Compiled code looks at no bounds: raises `AssertionError` for what would take it beyond them."""
     num_sequences, num_candidates = len(candidates.roots), len(candidates.token_ids)

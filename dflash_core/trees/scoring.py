@@ -11,7 +11,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from dflash_core.jit import jit
+from dflash_core.jit import jit_borrowing
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
@@ -36,30 +36,30 @@ _LEAST_LOG = -16.0
 _LEAST_LEFT = 1e-5  # of 1 − Σ q, which float32 scores do not give more exactly
 
 
-@jit
+@jit_borrowing
 def is_candidate(score: float) -> bool:
     """False for −inf and NaN, which end a depth's list."""
     return score > -np.inf
 
 
-@jit
+@jit_borrowing
 def log_of(score: float) -> float:
     """A candidate's log q, bounded."""
     return min(max(score, _LEAST_LOG), 0.0)
 
 
-@jit
+@jit_borrowing
 def log_left(total: float) -> float:
     """log(1 − Σ q), bounded."""
     return math.log(max(1.0 - total, _LEAST_LEFT))
 
 
-@jit
+@jit_borrowing
 def depth_bucket(depth: int) -> int:
     return min(depth - 1, NUM_BUCKETS - 1)
 
 
-@jit
+@jit_borrowing
 def rank_bucket(rank: int) -> int:
     if rank < 3:
         return rank
@@ -68,13 +68,19 @@ def rank_bucket(rank: int) -> int:
     return 4 if rank < 8 else 5
 
 
-@jit
+@jit_borrowing
 def candidate_weight(table: Doubles, depth: int, rank: int, log_q: float) -> float:
+    return math.exp(log_weight(table, depth, rank, log_q))
+
+
+@jit_borrowing
+def log_weight(table: Doubles, depth: int, rank: int, log_q: float) -> float:
     """`table` `[NUM_KINDS, NUM_BUCKETS]`: of the context class, on or off the spine; `depth` and `rank`: buckets."""
-    return math.exp(table[SLOPE, depth] * log_q + table[RANK_BIAS, rank])
+    found: float = table[SLOPE, depth] * log_q + table[RANK_BIAS, rank]
+    return found
 
 
-@jit
+@jit_borrowing
 def match_weight(table: Doubles, depth: int, rank: int, match_len: int, log_q: float) -> float:
     """`log_q` of a token that is not among the candidates: the last one's, to which it is less likely than all."""
     match = match_len - SHORTEST_MATCH
@@ -82,6 +88,6 @@ def match_weight(table: Doubles, depth: int, rank: int, match_len: int, log_q: f
     return math.exp(slope * log_q + table[RANK_BIAS, rank] + table[MATCH_BIAS, match])
 
 
-@jit
+@jit_borrowing
 def none_weight(table: Doubles, depth: int, log_left_over: float) -> float:
     return math.exp(table[NONE_SLOPE, depth] * log_left_over + table[NONE_BIAS, depth])

@@ -93,16 +93,18 @@ def find_nodes(
         np.empty(num_sequences, np.int64),
         True,
     )
+    # Looked up here: in the loop each would count a reference.
+    max_nodes, min_nodes, weights, ends = candidates.max_nodes, candidates.min_nodes, candidates.weights, found.ends
     end, is_complete = 0, True
     for sequence in range(num_sequences):
-        most = candidates.max_nodes[sequence]
-        wanted = min(candidates.min_nodes[sequence], most)
+        most = max_nodes[sequence]
+        wanted = min(min_nodes[sequence], most)
         begin, has_less_likely = end, False
-        negligible = NEGLIGIBLE / candidates.weights[sequence]
-        least = max(threshold / candidates.weights[sequence] * _MARGIN, negligible)
+        negligible = NEGLIGIBLE / weights[sequence]
+        least = max(threshold / weights[sequence] * _MARGIN, negligible)
         while most > 0:
             end, has_less_likely = search_sequence(
-                sequence, candidates, histories, parameters[candidates.classes[sequence]], scratch, found, begin, least
+                sequence, candidates, histories, parameters, scratch, found, begin, least
             )
             if end < 0:
                 return Found(found.tokens, found.depths, found.keys, found.ends[:0], False)
@@ -116,5 +118,5 @@ def find_nodes(
             num_found = end - begin
             end = _mark_floor(found, begin, end, min(wanted, num_found), threshold)
             is_complete &= end - begin == num_found
-        found.ends[sequence] = end
+        ends[sequence] = end
     return Found(found.tokens[:end], found.depths[:end], found.keys[:end], found.ends, is_complete)

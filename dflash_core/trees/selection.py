@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dflash_core.jit import jit
+from dflash_core.jit import jit, jit_borrowing
 from dflash_core.trees.packed import FLOOR, Found
 from dflash_core.trees.scoring import Doubles, Ints, Longs
 
@@ -41,7 +41,7 @@ def select_nodes(found: Found, costs: Doubles, threshold: float) -> Selection:
     return _select(np.sort(found.keys)[::-1], found.is_complete, costs, threshold)
 
 
-@jit
+@jit_borrowing
 def _select(keys: Doubles, is_complete: bool, costs: Doubles, threshold: float) -> Selection:
     """`keys [nodes]` in falling order. Sorted before: numba's sort takes several times as long as numpy's."""
     most = len(costs) - 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from dflash_core.jit import jit
+from dflash_core.jit import jit, jit_borrowing
+from dflash_core.trees.exponential import exponentials, whole_row
 from dflash_core.trees.matches import Histories, Shorts, bigram_bucket, is_marked, longest_match
 from dflash_core.trees.packed import NEGLIGIBLE, Candidates, Found
 from dflash_core.trees.scoring import (
@@ -18,17 +18,17 @@ from dflash_core.trees.scoring import (
     Floats,
     Ints,
     Longs,
-    candidate_weight,
     depth_bucket,
     is_candidate,
     log_left,
     log_of,
+    log_weight,
     match_weight,
     none_weight,
     rank_bucket,
 )
 
-_UNKNOWN = -1
+_UNKNOWN, _UNWEIGHED = -1, np.inf
 # A node of the path that the walk is on, and which of its children come next.
 _NODE = np.dtype(
     [
@@ -54,34 +54,32 @@ class Scratch(NamedTuple):
     path: npt.NDArray[Any]  # [levels] of _NODE, the root's first
     tail: Ints  # [LONGEST_MATCH], the last tokens of a path
     # Of the depth below a level, on the spine and off it; the same for many nodes.
-    weights: Doubles  # [2 × levels, most ranks], of its candidates
+    weights: Doubles  # [2 × levels, whole row of ranks], of its candidates
     shares: Doubles  # the same, over the total
-    totals: Doubles  # [2 × levels], with the weight of none; _UNKNOWN: not weighed yet
+    totals: Doubles  # [2 × levels], with the weight of none
+    likeliest: Doubles  # [2 × levels], the first one's share, at most 1; −1: there is none; _UNWEIGHED: not known yet
     num_listed: Longs  # [levels], candidates of the depth below; _UNKNOWN: not counted yet
     left: Doubles  # [levels], log(1 − Σ q) of these candidates
+    powers: Longs  # for `exponentials`
 
 
 @jit
 def new_scratch(num_levels: int, most_ranks: int) -> Scratch:
+    width = whole_row(most_ranks)
     return Scratch(
         np.zeros(num_levels, _NODE),
         np.empty(LONGEST_MATCH, np.int32),
-        np.empty((2 * num_levels, most_ranks), np.float64),
-        np.empty((2 * num_levels, most_ranks), np.float64),
+        np.zeros((2 * num_levels, width), np.float64),
+        np.zeros((2 * num_levels, width), np.float64),
+        np.empty(2 * num_levels, np.float64),
         np.empty(2 * num_levels, np.float64),
         np.empty(num_levels, np.int64),
         np.empty(num_levels, np.float64),
+        np.empty(width, np.int64),
     )
 
 
-@jit
-def _enter(node: Any, token: int, probability: float, is_off_spine: int) -> None:
-    node.token, node.probability, node.is_off_spine = token, probability, is_off_spine
-    node.next_rank, node.num_children, node.last_child = 0, 0, 1.0
-    node.match_len, node.match_rank, node.match_probability = 0, -1, -1.0
-
-
-@jit
+@jit_borrowing
 def _find_match(
     path: npt.NDArray[Any],
     level: int,
@@ -102,32 +100,41 @@ def _find_match(
     return longest_match(tail, history, history_len, links, heads)
 
 
-@jit
+@jit_borrowing
 def _count(scratch: Scratch, level: int, scores: Floats, first: int, num_ranks: int) -> None:
     """Notes what `scratch` holds of the candidates of the depth below; `first`: where their scores start."""
-    num_listed, total = 0, 0.0
+    num_listed, said, total = 0, scratch.shares[2 * level], 0.0
     while num_listed < num_ranks and is_candidate(scores[first + num_listed]):
-        total += math.exp(log_of(scores[first + num_listed]))
+        said[num_listed] = log_of(scores[first + num_listed])
         num_listed += 1
+    exponentials(said, num_listed, scratch.powers)
+    for rank in range(num_listed):
+        total += said[rank]
     scratch.num_listed[level], scratch.left[level] = num_listed, log_left(total)
 
 
-@jit
+@jit_borrowing
 def _weigh(scratch: Scratch, level: int, at: int, table: Doubles, scores: Floats, first: int) -> None:
     """Notes the weights of the candidates of the depth below, which are counted, and their sum; `at`: their place."""
-    deep, total, weights = depth_bucket(level + 1), 0.0, scratch.weights[at]
-    for rank in range(scratch.num_listed[level]):
-        weights[rank] = candidate_weight(table, deep, rank_bucket(rank), log_of(scores[first + rank]))
+    deep, num_listed = depth_bucket(level + 1), scratch.num_listed[level]
+    weights, shares, total = scratch.weights[at], scratch.shares[at], 0.0
+    for rank in range(num_listed):
+        weights[rank] = log_weight(table, deep, rank_bucket(rank), log_of(scores[first + rank]))
+    exponentials(weights, num_listed, scratch.powers)
+    for rank in range(num_listed):
         total += weights[rank]
     total += none_weight(table, deep, scratch.left[level])
     scratch.totals[at] = total
-    for rank in range(scratch.num_listed[level]):
-        scratch.shares[at, rank] = weights[rank] / total
+    for rank in range(num_listed):
+        shares[rank] = weights[rank] / total
+    scratch.likeliest[at] = min(shares[0], 1.0) if num_listed > 0 else -1.0
 
 
-@jit
+@jit_borrowing
 def _weigh_match(
-    node: Any,
+    match_token: int,
+    match_len: int,
+    total: float,  # of the weights without it
     table: Doubles,
     level: int,
     token_ids: Ints,  # all
@@ -135,10 +142,10 @@ def _weigh_match(
     first: int,  # where those of this depth start
     num_listed: int,
     weights: Doubles,  # of this depth's candidates
-) -> None:
-    """How likely does the sequence go on as it did before? The node's match and its total without it are known."""
+) -> tuple[int, float, float]:
+    """Its rank among the candidates, −1 where it is none of them, the total with it, and how likely it comes again."""
     rank = 0
-    while rank < num_listed and token_ids[first + rank] != node.match_token:
+    while rank < num_listed and token_ids[first + rank] != match_token:
         rank += 1
     is_listed = rank < num_listed
     last = rank if is_listed else num_listed - 1
@@ -146,20 +153,19 @@ def _weigh_match(
         table,
         depth_bucket(level + 1),
         rank_bucket(rank) if is_listed else NOT_A_CANDIDATE,
-        node.match_len,
+        match_len,
         log_of(scores[first + last] if last >= 0 else -np.inf),
     )
-    node.match_rank = rank if is_listed else -1
-    node.total += weight - (weights[rank] if is_listed else 0.0)
-    node.match_probability = weight / node.total
+    total += weight - (weights[rank] if is_listed else 0.0)
+    return rank if is_listed else -1, total, weight / total
 
 
-@jit
+@jit_borrowing
 def search_sequence(
     sequence: int,
     candidates: Candidates,
     histories: Histories,
-    tables: Doubles,  # [2, NUM_KINDS, NUM_BUCKETS]
+    parameters: Doubles,  # [NUM_CLASSES, 2, NUM_KINDS, NUM_BUCKETS]
     scratch: Scratch,
     found: Found,
     begin: int,
@@ -174,76 +180,90 @@ def search_sequence(
     weight, slot = candidates.weights[sequence], max(0, candidates.slots[sequence])
     if min(most_depth, most_width) == 0:
         return begin, False
-    negligible = NEGLIGIBLE / weight
+    negligible, tables = NEGLIGIBLE / weight, parameters[candidates.classes[sequence]]
     history_len = histories.lens[slot] if candidates.slots[sequence] >= 0 else 0
     history, marks = histories.tokens[slot], histories.marks[slot]
     links, heads = histories.links[slot], histories.heads[slot]
-    scratch.totals[:] = _UNKNOWN
+    scratch.likeliest[:] = _UNWEIGHED
     scratch.num_listed[:] = _UNKNOWN
+    end, has_less_likely = begin, False
+    # The node that the walk is at, whose record in `path` holds this while the walk is below it.
+    level, of_path, is_off_spine, next_rank, num_children, last_child = 0, 1.0, 0, 0, 0, 1.0
     token = history[history_len - 1] if history_len > 0 else candidates.roots[sequence]
-    level, end, has_less_likely, of_path, is_off_spine = 0, begin, False, 1.0, 0
-    is_new = True  # the node at this level: its children were not looked at yet
-    while level >= 0:
-        if is_new:
-            is_new = False
-            if level == most_depth:
-                level -= 1
-                continue
-            first, at = offset + level * num_ranks, 2 * level + is_off_spine
-            if scratch.num_listed[level] == _UNKNOWN:
-                _count(scratch, level, scores, first, num_ranks)
-            if scratch.totals[at] == _UNKNOWN:
-                _weigh(scratch, level, at, tables[is_off_spine], scores, first)
+    match_token, match_len, match_rank, match_probability, total = -1, 0, -1, -1.0, 0.0
+    _count(scratch, 0, scores, offset, num_ranks)
+    _weigh(scratch, 0, 0, tables[0], scores, offset)
+    may_match = history_len > 1 and is_marked(marks, bigram_bucket(history[history_len - 2], token, len(heads)))
+    while True:
+        if may_match:
             may_match = False
-            if history_len > 1:
-                before = path[level - 1].token if level > 0 else history[history_len - 2]
-                may_match = is_marked(marks, bigram_bucket(before, token, len(heads)))
-            if not may_match:
-                # Most nodes have no children that are likely enough, and need not be entered.
-                best = of_path * min(scratch.shares[at, 0], 1.0) if scratch.num_listed[level] > 0 else -1.0
-                if best < least:
-                    has_less_likely |= best >= negligible
-                    level -= 1
-                    continue
-            node = path[level]
-            _enter(node, token, of_path, is_off_spine)
-            if may_match:
-                node.match_token, node.match_len = _find_match(path, level, tail, history, history_len, links, heads)
-                if node.match_len > 0:
-                    node.total = scratch.totals[at]
-                    num_listed, weights = scratch.num_listed[level], scratch.weights[at]
-                    _weigh_match(node, tables[is_off_spine], level, token_ids, scores, first, num_listed, weights)
-        node = path[level]
-        if node.num_children == most_width:
-            level -= 1
-            continue
-        rank, at, is_match = node.next_rank, 2 * level + node.is_off_spine, False
-        if node.match_len == 0:
+            path[level].token = token
+            match_token, match_len = _find_match(path, level, tail, history, history_len, links, heads)
+            if match_len > 0:
+                table, first = tables[is_off_spine], offset + level * num_ranks
+                at, listed = 2 * level + is_off_spine, scratch.num_listed[level]
+                weights, total = scratch.weights[at], scratch.totals[at]
+                match_rank, total, match_probability = _weigh_match(
+                    match_token, match_len, total, table, level, token_ids, scores, first, listed, weights
+                )
+        rank, at, is_match = next_rank, 2 * level + is_off_spine, False
+        if match_len == 0:
             probability = scratch.shares[at, rank] if rank < scratch.num_listed[level] else -1.0
         else:
-            if rank == node.match_rank:
+            if rank == match_rank:
                 rank += 1
-            probability = scratch.weights[at, rank] / node.total if rank < scratch.num_listed[level] else -1.0
-            is_match = node.match_probability >= 0.0 and node.match_probability >= probability
+            probability = scratch.weights[at, rank] / total if rank < scratch.num_listed[level] else -1.0
+            is_match = match_probability >= 0.0 and match_probability >= probability
             if is_match:
-                probability, rank = node.match_probability, node.match_rank
+                probability, rank = match_probability, match_rank
         # Falling among siblings, so that the best nodes of all are a set of valid trees.
-        probability = min(probability, node.last_child)
-        of_path = node.probability * probability
-        if of_path < least:
-            has_less_likely |= of_path >= negligible
+        probability = min(probability, last_child)
+        of_child = of_path * probability
+        if num_children == most_width or of_child < least:
+            has_less_likely |= num_children < most_width and of_child >= negligible
+            if level == 0:
+                break
             level -= 1
+            node = path[level]
+            token, of_path, is_off_spine = node.token, node.probability, node.is_off_spine
+            next_rank, num_children, last_child = node.next_rank, node.num_children, node.last_child
+            match_token, match_len, match_rank = node.match_token, node.match_len, node.match_rank
+            match_probability, total = node.match_probability, node.total
             continue
         if end == len(keys):
             return -1, True
-        token = node.match_token if is_match else token_ids[offset + level * num_ranks + rank]
-        tokens[end], depths[end], keys[end] = token, level + 1, weight * of_path
+        child = match_token if is_match else token_ids[offset + level * num_ranks + rank]
+        tokens[end], depths[end], keys[end] = child, level + 1, weight * of_child
         end += 1
         if is_match:
-            node.match_probability = -1.0
+            match_probability = -1.0
         else:
-            node.next_rank = rank + 1
-        node.num_children += 1
-        node.last_child = probability
-        level, is_off_spine, is_new = level + 1, node.is_off_spine if rank == 0 else 1, True
+            next_rank = rank + 1
+        num_children += 1
+        last_child = probability
+        below = level + 1
+        if below == most_depth:
+            continue
+        is_child_off = is_off_spine if rank == 0 else 1
+        at = 2 * below + is_child_off
+        if scratch.likeliest[at] == _UNWEIGHED:
+            first = offset + below * num_ranks
+            if scratch.num_listed[below] == _UNKNOWN:
+                _count(scratch, below, scores, first, num_ranks)
+            _weigh(scratch, below, at, tables[is_child_off], scores, first)
+        may_match = history_len > 1 and is_marked(marks, bigram_bucket(token, child, len(heads)))
+        # Most nodes have no children that are likely enough, and need not be entered.
+        if not may_match:
+            best = of_child * scratch.likeliest[at]
+            if best < least:
+                has_less_likely |= best >= negligible
+                continue
+        node = path[level]
+        node.token, node.probability, node.is_off_spine = token, of_path, is_off_spine
+        node.next_rank, node.num_children, node.last_child = next_rank, num_children, last_child
+        node.match_token, node.match_len, node.match_rank = match_token, match_len, match_rank
+        node.match_probability, node.total = match_probability, total
+        level, token, of_path, is_off_spine = below, child, of_child, is_child_off
+        next_rank, num_children, last_child = 0, 0, 1.0
+        match_token, match_len, match_rank, match_probability = -1, 0, -1, -1.0
     return end, has_less_likely

@@ -7,8 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from numba.core.errors import TypingError
 
+from dflash_core.jit import jit_borrowing
+
+Doubles = npt.NDArray[np.float64]
 CALLED = """
 from dflash_core.jit import jit
 
@@ -53,3 +59,25 @@ def test_a_helper_that_changes_is_compiled_anew(has_cache_dir: bool, tmp_path: P
     (sources / "called.py").write_text(CALLED.format(number=2))
     assert run(sources, **environment) == "2 0"
     assert cache.exists() == has_cache_dir
+
+
+def test_who_borrows_makes_no_array_and_returns_none() -> None:
+    """Nobody would count the references to it."""
+
+    @jit_borrowing
+    def make(size: int) -> float:
+        return float(np.zeros(size).sum())
+
+    @jit_borrowing
+    def give(array: Doubles) -> Doubles:
+        return array[1:]
+
+    @jit_borrowing
+    def take(array: Doubles) -> float:
+        return float(array[1:][0])
+
+    with pytest.raises(TypingError):
+        make(3)
+    with pytest.raises(TypingError):
+        give(np.arange(3.0))
+    assert take(np.arange(3.0)) == 1.0
