@@ -17,6 +17,7 @@ from cluster.transports.client_stream import ClientStream
 from cluster.transports.dialer import Dialer
 from cluster.transports.grpc_options import open_channel
 from cluster.wire.drafts import check_drafts, draft_request_to_pb, draft_result_from_pb, drafter_info_from_pb
+from cluster.wire.twins import warm_up
 from dflash_core.contracts import DrafterInfo, DraftRequest, DraftResult
 from dflash_core.errors import ProtocolError, Unavailable
 from protos import drafter_pb2, drafter_pb2_grpc
@@ -67,8 +68,9 @@ class GrpcDrafter:
                 if future is None or future.done():
                     continue
                 try:
-                    check_drafts(message.drafts, self.info)
-                    future.set_result(draft_result_from_pb(message))
+                    result = draft_result_from_pb(message)
+                    check_drafts(result, self.info)
+                    future.set_result(result)
                 except ProtocolError as error:
                     future.set_exception(error)
             raise Unavailable(f"{self._call.what}: its stream ended")
@@ -86,6 +88,7 @@ class DrafterDialer:
         self._router = router
         self._security = security
         self._dialer = Dialer(self._session, "drafter")
+        warm_up()
 
     def set_endpoints(self, addresses: Iterable[str]) -> None:
         """As often as the pool is listed. A drafter that is missing keeps its stream while that works."""

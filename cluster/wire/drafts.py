@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
 from cluster.wire.columns import (
     check_columns,
     check_places,
@@ -35,6 +32,7 @@ from cluster.wire.pieces import (
     times_from_pb,
     times_to_pb,
 )
+from cluster.wire.twins import has_twins
 from dflash_core.contracts import (
     ContextAck,
     ContextChunk,
@@ -171,17 +169,19 @@ def draft_result_from_pb(pb: drafter_pb2.DraftResult) -> DraftResult:
     return DraftResult(pb.batch_id, _drafts_from_pb(pb.drafts), dict(pb.stage_times_us))
 
 
-def check_drafts(pb: drafter_pb2.Drafts, info: DrafterInfo) -> None:
+def check_drafts(result: DraftResult, info: DrafterInfo) -> None:
     """Raises `ProtocolError` for what a drafter of this `info` cannot have drafted: ids outside its vocabulary, scores
     that are no log-probabilities, too many of either, twins. One such draft would end its sequence, or the round of
     many."""
-    for name, most in (("depths", info.draft_block_size - 1), ("num_candidates", info.num_candidates)):
-        largest = max(getattr(pb, name), default=0)
+    drafts = PackedDrafts.of(result.drafts)
+    for name, found, most in (
+        ("depths", drafts.depths, info.draft_block_size - 1),
+        ("num_candidates", drafts.num_candidates, info.num_candidates),
+    ):
+        largest = max(found, default=0)
         if largest > most:
             raise ProtocolError(f"a drafter with {most} {name} sent {largest}")
-    if len(pb.token_ids) % 4 or len(pb.scores) % 4:
-        raise ProtocolError(f"candidates of {len(pb.token_ids)} bytes with scores of {len(pb.scores)}: no arrays")
-    token_ids, scores = np.frombuffer(pb.token_ids, "<i4"), np.frombuffer(pb.scores, "<f4")
+    token_ids, scores = drafts.token_ids, drafts.scores
     if len(token_ids) and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < info.vocab_size:
         raise ProtocolError(
             f"candidates must lie in [0, {info.vocab_size}), got {token_ids.min()} to {token_ids.max()}"
@@ -189,27 +189,8 @@ def check_drafts(pb: drafter_pb2.Drafts, info: DrafterInfo) -> None:
     # NaN is neither; minus infinity is what a token has that cannot come. Rounding may lift a sure one above 0.
     if len(scores) and not float(scores.max()) <= _MOST_LOG_PROBABILITY:
         raise ProtocolError(f"scores are log-probabilities, got {scores.max()}")
-    shapes = list(zip(pb.depths, pb.num_candidates, strict=False))
-    for matrix in _stacked(token_ids, shapes):
-        ordered = np.sort(matrix, axis=-1)
-        if (ordered[:, 1:] == ordered[:, :-1]).any():
-            raise ProtocolError("the candidates of a depth must differ, got one of them twice")
-
-
-def _stacked(token_ids: npt.NDArray[np.int32], shapes: list[tuple[int, int]]) -> list[npt.NDArray[np.int32]]:
-    """The candidates of a depth in each row: in one matrix where all drafts are as wide, which is nearly always.
-
-    Raises `ProtocolError` where the shapes are not those of so many candidates.
-    """
-    size = sum(depth * width for depth, width in shapes)
-    if size != len(token_ids):
-        raise ProtocolError(f"{len(shapes)} drafts have {size} candidates, got {len(token_ids)}")
-    widths = {width for depth, width in shapes if depth * width}
-    if len(widths) == 1:
-        return [token_ids.reshape(-1, widths.pop())]
-    ends = np.cumsum([depth * width for depth, width in shapes])[:-1]
-    parts = np.split(token_ids, ends) if shapes else []
-    return [part.reshape(-1, width) for part, (depth, width) in zip(parts, shapes, strict=True) if depth * width]
+    if has_twins(token_ids, drafts.depths, drafts.num_candidates):
+        raise ProtocolError("the candidates of a depth must differ, got one of them twice")
 
 
 def _drafts_from_pb(pb: drafter_pb2.Drafts) -> PackedDrafts:

@@ -79,6 +79,8 @@ def test_what_is_no_address(address: str) -> None:
 
 def _drafts(token_ids: list[int], scores: list[float], depth: int = 1) -> drafter_pb2.Drafts:
     return drafter_pb2.Drafts(
+        keys=common_pb2.SequenceKeys(sequence_ids=["a"], attempts=[1]),
+        context_lens=[1],
         depths=[depth],
         num_candidates=[len(token_ids) // depth],
         token_ids=np.asarray(token_ids, "<i4").tobytes(),
@@ -86,17 +88,20 @@ def _drafts(token_ids: list[int], scores: list[float], depth: int = 1) -> drafte
     )
 
 
+def _check(answer: drafter_pb2.Drafts) -> None:
+    drafts.check_drafts(drafts.draft_result_from_pb(drafter_pb2.DraftResult(drafts=answer)), DRAFTER)
+
+
 def test_a_drafter_s_sound_answer_passes() -> None:
-    drafts.check_drafts(drafter_pb2.Drafts(), DRAFTER)
-    drafts.check_drafts(_drafts([0, 99], [0.0, float("-inf")]), DRAFTER)
-    drafts.check_drafts(_drafts([7, 3, 3, 7], [0.0] * 4, depth=2), DRAFTER)
-    mixed = _drafts([7, 3], [0.0] * 2)
-    mixed.MergeFrom(drafter_pb2.Drafts(depths=[0], num_candidates=[0]))
-    other = _drafts([1, 2, 3], [0.0] * 3)
-    mixed.MergeFrom(drafter_pb2.Drafts(depths=[1], num_candidates=[3]))
-    mixed.token_ids += other.token_ids
-    mixed.scores += other.scores
-    drafts.check_drafts(mixed, DRAFTER)
+    _check(drafter_pb2.Drafts())
+    _check(_drafts([0, 99], [0.0, float("-inf")]))
+    _check(_drafts([7, 3, 3, 7], [0.0] * 4, depth=2))
+    mixed, nothing, wider = _drafts([7, 3], [0.0] * 2), _drafts([], []), _drafts([1, 2, 3], [0.0] * 3)
+    for other in (nothing, wider):
+        mixed.MergeFrom(other)
+    mixed.token_ids = np.array([7, 3, 1, 2, 3], "<i4").tobytes()
+    mixed.scores = np.zeros(5, "<f4").tobytes()
+    _check(mixed)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_a_drafter_s_sound_answer_passes() -> None:
         (_drafts([0, 100], [0.0, -1.0]), ["[0, 100)", "100"]),
         (_drafts([-1, 3], [0.0, -1.0]), ["-1"]),
         (_drafts([7, 3, 7], [0.0, -1.0, -2.0]), ["twice"]),
-        (_drafts([1, 2, 3], [0.0, -1.0, -2.0], depth=2), ["2 candidates, got 3"]),
+        (_drafts([1, 2, 3], [0.0, -1.0, -2.0], depth=2), ["2 candidates", "8 bytes, got 12"]),
         (_drafts([1, 2], [0.0, float("nan")]), ["nan"]),
         (_drafts([1, 2], [0.0, float("inf")]), ["inf"]),
         (_drafts([1, 2, 3, 4, 5], [-1.0] * 5), ["4 num_candidates", "5"]),
@@ -114,7 +119,7 @@ def test_a_drafter_s_sound_answer_passes() -> None:
 )
 def test_what_a_drafter_cannot_have_drafted(answer: drafter_pb2.Drafts, words: list[str]) -> None:
     with pytest.raises(ProtocolError) as caught:
-        drafts.check_drafts(answer, DRAFTER)
+        _check(answer)
     assert all(word in caught.value.message for word in words), caught.value.message
 
 
