@@ -105,7 +105,7 @@ def _commit_trees(
     timings: RoundTimings,
     now: float,
 ) -> None:
-    accepted, end = outcomes.token_ids.tolist(), 0
+    accepted, end, num_trees, num_nodes = outcomes.token_ids.tolist(), 0, 0, 0
     sequences = plan.sequences[len(plan.request.prefills) :]
     columns = (outcomes.statuses, outcomes.num_accepted, outcomes.bonus_tokens, outcomes.cached_lens)
     for place, (sequence, key, num_rows, status, num_accepted, bonus_token, cached_len) in enumerate(
@@ -117,8 +117,7 @@ def _commit_trees(
         if status is not _OK:
             _not_ok(sequence, status, outcomes.messages.get(place, ""), keeper)
             continue
-        timings.tree_sequences += 1
-        timings.tree_nodes += num_rows - 1
+        num_trees, num_nodes = num_trees + 1, num_nodes + num_rows - 1
         root_position = sequence.root_position  # the tree's: of an attempt, it changes here alone
         expected = root_position + num_accepted + 1
         if cached_len != expected or bonus_token < 0:
@@ -133,6 +132,8 @@ def _commit_trees(
         sequence.accepted_tokens += num_accepted
         sequence.cached_len = expected
         _hand_out(sequence, [*accepted[begin:end], bonus_token], num_rows - 1, events, keeper, now)
+    timings.tree_sequences += num_trees
+    timings.tree_nodes += num_nodes
 
 
 def _hand_out(
