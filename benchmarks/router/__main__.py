@@ -6,13 +6,13 @@ the runners have a thread beside the router's; over gRPC they and a gateway have
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Annotated
 
 import typer
 from rich.progress import Progress
 
+from benchmarks import event_loop
 from benchmarks.command import Deadline, JsonPath, PlotPath, Record, TimeLimit, console, picked, run
 from benchmarks.router.instant import DEPTH, NUM_CANDIDATES, Load
 from benchmarks.router.measure import in_process, over_grpc
@@ -33,7 +33,13 @@ def main(
     """Milliseconds of the router's CPU per round, by stage, in process and over gRPC."""
     logging.getLogger("cluster").setLevel(logging.ERROR)  # streams end here because they are meant to
     sizes = picked(sequences, (8, 16, 32, 64, 128, 256))
-    settings = {"tree_budget": tree_budget, "rounds": rounds, "depth": DEPTH, "num_candidates": NUM_CANDIDATES}
+    settings = {
+        "tree_budget": tree_budget,
+        "rounds": rounds,
+        "depth": DEPTH,
+        "num_candidates": NUM_CANDIDATES,
+        "event_loop": event_loop.name(),
+    }
     record = Record(json_path, plot_path, settings)
     deadline = Deadline(time_limit_s)
     findings: list[Finding] = []
@@ -43,8 +49,8 @@ def main(
                 break
             load = Load(size, tree_budget)
             findings += (
-                Finding(size, IN_PROCESS, asyncio.run(in_process(load, rounds)), None),
-                Finding(size, OVER_GRPC, asyncio.run(over_grpc(load, rounds)), message_costs(load)),
+                Finding(size, IN_PROCESS, event_loop.run(in_process(load, rounds)), None),
+                Finding(size, OVER_GRPC, event_loop.run(over_grpc(load, rounds)), message_costs(load)),
             )
             record.put(found.as_dict() for found in findings)
     console().print(table(findings, tree_budget))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
+from benchmarks import event_loop
 from benchmarks.router.instant import Ignored, InstantDrafter, InstantTarget, Load
 from cluster.transports.drafter_service import DrafterService
 from cluster.transports.grpc_options import open_channel, start_server
@@ -53,7 +54,7 @@ def started(load: Load) -> Iterator[Peers]:
 
 
 def _main(connection: Connection, load: Load) -> None:
-    asyncio.run(_serve(connection, load))
+    event_loop.run(_serve(connection, load))
 
 
 async def _serve(connection: Connection, load: Load) -> None:

@@ -40,7 +40,9 @@ def test_router(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
-    results = json.loads(found.read_text(encoding="utf-8"))["results"]
+    report = json.loads(found.read_text(encoding="utf-8"))
+    assert report["settings"]["event_loop"] == "uvloop", "Ray brings it, and gives it to its workers"
+    results = report["results"]
     assert [result["transport"] for result in results] == ["in process", "gRPC"]
     for result in results:
         assert result["rounds"] >= 3
