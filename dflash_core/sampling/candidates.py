@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dflash_core.contracts import DEFAULT_RANKING, SamplingParams
-from dflash_core.sampling.kernels_cpu import rank_rows
+from dflash_core.sampling.kernels_rank import rank_rows
 from dflash_core.sampling.rows import RankingRows, SamplingRows
 
 

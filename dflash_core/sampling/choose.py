@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dflash_core.contracts import SamplingParams
-from dflash_core.sampling.kernels_cpu import choose_rows
+from dflash_core.sampling.kernels_choose import choose_rows
 from dflash_core.sampling.kernels_math import NOISE_BOUNDS
 from dflash_core.sampling.rows import SamplingRows
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from dflash_core.sampling.arrays import SamplingArrays
-from dflash_core.sampling.kernels_cpu import BINS_PER_NAT, NUM_BINS, UNIT_MASS, masses_of, winning_keys
+from dflash_core.sampling.kernels_choose import winning_keys
 from dflash_core.sampling.kernels_math import NOISE_BOUNDS
+from dflash_core.sampling.kernels_truncation import BINS_PER_NAT, NUM_BINS, UNIT_MASS, masses_of
 from dflash_core.sampling.rows import SamplingRows
 
 _LARGEST_ID = 0x7FFFFFFF
