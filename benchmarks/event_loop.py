@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-try:  # not on every machine without Ray
+try:  # it comes with our dependencies; a machine that only measures kernels may lack it
     import uvloop
 except ImportError:
     _new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
