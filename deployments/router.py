@@ -107,17 +107,19 @@ class Router:
         self._data_plane = data_plane
         self._drafters = drafters
         self._running: _Running | None = None  # None before the start
+        self._user_config: Any = None  # that it runs with
+        self._reconfiguring = asyncio.Lock()
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Ray Serve calls this at the start, and when `user_config` has changed.
-
-        Raises `SettingsError` for one that is wrong; what runs goes on then.
-        """
-        settings = router_settings(with_user_config(self._settings, user_config), self._strategy, self._tree_budget)
-        if self._running is not None:
-            await self._running.stop()
-        self._running = _Running(settings, self._data_plane, self._drafters)
-        await self._running.start()
+        """As `Target.reconfigure`. Raises `SettingsError` for a wrong one; what runs goes on then."""
+        async with self._reconfiguring:
+            if self._running is not None and user_config == self._user_config:
+                return
+            settings = router_settings(with_user_config(self._settings, user_config), self._strategy, self._tree_budget)
+            if self._running is not None:
+                await self._running.stop()
+            self._running, self._user_config = _Running(settings, self._data_plane, self._drafters), user_config
+            await self._running.start()
 
     async def endpoint(self) -> str:
         """Where targets and gateways dial; "" while draining."""

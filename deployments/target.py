@@ -39,21 +39,29 @@ class Target:
         self._security = security
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="target")
         self._running: tuple[Any, TargetAgent] | None = None  # the runner, and who runs it; None while it loads
+        self._user_config: Any = None  # that it runs with
+        self._reconfiguring = asyncio.Lock()
         self._router_addresses: list[str] = []
         self._discovery = asyncio.create_task(watch_endpoints(routers, self._set_routers))
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Ray Serve calls this at the start, and when `user_config` has changed.
+        """Ray Serve calls this at the start, when `user_config` has changed, and with the same one when the replica
+        gets another rank, as it may when one of its pool is gone: then it goes on.
 
-        Raises `SettingsError` for one that is wrong; what runs goes on then.
+        Raises `SettingsError` for one that is wrong; what runs goes on then, too.
         """
-        settings = with_user_config(self._settings, user_config)
-        await self._stop()
-        loop = asyncio.get_running_loop()
-        runner = await loop.run_in_executor(self._executor, _load, settings, self._drafter_model)
-        agent = TargetAgent(runner, lambda: self._router_addresses, executor=self._executor, security=self._security)
-        self._running = runner, agent
-        agent.start()
+        async with self._reconfiguring:
+            if self._running is not None and user_config == self._user_config:
+                return
+            settings = with_user_config(self._settings, user_config)
+            await self._stop()
+            loop = asyncio.get_running_loop()
+            runner = await loop.run_in_executor(self._executor, _load, settings, self._drafter_model)
+            agent = TargetAgent(
+                runner, lambda: self._router_addresses, executor=self._executor, security=self._security
+            )
+            self._running, self._user_config = (runner, agent), user_config
+            agent.start()
 
     async def _stop(self) -> None:
         """Drains: the router moves the sequences to another target."""

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cluster.transports.authentication import OPEN
+from deployments import target as target_deployment
 from deployments.check_config import check_config
 from deployments.settings import Settings, SettingsError, parse_settings
 from deployments.target import Target
@@ -94,7 +95,9 @@ class Replica(Target):
         pass
 
 
-async def test_a_target_starts_anew_and_lets_go_of_its_model(tmp_path: Path) -> None:
+async def test_a_target_starts_anew_and_lets_go_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, load = [], target_deployment._load
+    monkeypatch.setattr(target_deployment, "_load", lambda *given: loaded.append(given[0].num_blocks) or load(*given))
     settings = parse_settings({"target": str(make_tiny_pair(tmp_path).target), "target.num_blocks": 64}).target
     replica = Replica.__new__(Replica)  # as Ray Serve does: the constructor is asynchronous
     await Target.__init__(replica, settings, None, NoRouters(), OPEN)
@@ -112,4 +115,8 @@ async def test_a_target_starts_anew_and_lets_go_of_its_model(tmp_path: Path) -> 
     await replica.check_health()
     assert (await replica.stats())["num_blocks"] == 96
     assert first() is None
+    await replica.reconfigure({"num_blocks": 96})  # the replica has got another rank, nothing else
+    await asyncio.gather(replica.reconfigure({"num_blocks": 80}), replica.reconfigure({"num_blocks": 80}))
+    assert (await replica.stats())["num_blocks"] == 80
+    assert loaded == [64, 96, 80], "once at the start, and once for each change"
     await asyncio.wait_for(Target.__del__(replica), 10.0)
