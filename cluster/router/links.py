@@ -98,22 +98,20 @@ class TargetLink:
 
     def recount(self, sequence: Sequence) -> None:
         """Brings the sums up to date with a sequence that is here."""
-        self.recount_all((sequence,))
+        claim = self.claim(sequence)
+        num_uncached = len(sequence.token_ids) - max(sequence.cached_len, sequence.num_expected_tokens)
+        if claim != sequence.num_claimed_blocks:
+            self.num_claimed_blocks += claim - sequence.num_claimed_blocks
+            sequence.num_claimed_blocks = claim
+        if num_uncached != sequence.num_uncached_tokens:
+            self.num_uncached_tokens += num_uncached - sequence.num_uncached_tokens
+            sequence.num_uncached_tokens = num_uncached
 
     def recount_all(self, sequences: Iterable[Sequence]) -> None:
         """Of those of a round that are still here."""
-        claim_of = self.claim
         for sequence in sequences:
-            if sequence.target is not self:
-                continue
-            claim = claim_of(sequence)
-            num_uncached = len(sequence.token_ids) - max(sequence.cached_len, sequence.num_expected_tokens)
-            if claim != sequence.num_claimed_blocks:
-                self.num_claimed_blocks += claim - sequence.num_claimed_blocks
-                sequence.num_claimed_blocks = claim
-            if num_uncached != sequence.num_uncached_tokens:
-                self.num_uncached_tokens += num_uncached - sequence.num_uncached_tokens
-                sequence.num_uncached_tokens = num_uncached
+            if sequence.target is self:
+                self.recount(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Gives its blocks back: on the target with the next round, and here already, since that round first releases.
