@@ -14,7 +14,7 @@ from deployments.data_plane import DataPlane
 from deployments.replica_start import start_model
 from deployments.scaling import LAG_MS, SEQUENCES
 from deployments.settings import DrafterPoolSettings
-from deployments.user_config import NOT_STARTED, with_user_config
+from deployments.user_config import NOT_STARTED, ConfigInUse
 from deployments.watchdog import check_thread
 from dflash_core.errors import Unavailable
 from dflash_core.runners.settings import DrafterSettings
@@ -38,21 +38,18 @@ class Drafter:
         self._data_plane = data_plane
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
         self._running: _Running | None = None  # None while it loads and while it drains
-        self._user_config: Any = None  # that it runs with
-        self._reconfiguring = asyncio.Lock()
+        self._config = ConfigInUse()
 
     async def reconfigure(self, user_config: Any) -> None:
-        """As `Target.reconfigure`. Raises `SettingsError` for a wrong one; what runs goes on then."""
-        async with self._reconfiguring:
-            if self._running is not None and user_config == self._user_config:
-                return
-            settings = with_user_config(self._settings, user_config)
-            await self._stop()
-            loop = asyncio.get_running_loop()
-            runner = await loop.run_in_executor(self._executor, _load, settings, self._target_model)
-            service = DrafterService(runner, executor=self._executor)
-            server = await self._data_plane.serve(service.register)
-            self._running, self._user_config = _Running(runner, service, server), user_config
+        """As `Target.reconfigure`."""
+        await self._config.change(self._settings, user_config, self._start_anew)
+
+    async def _start_anew(self, settings: DrafterPoolSettings) -> None:
+        await self._stop()
+        loop = asyncio.get_running_loop()
+        runner = await loop.run_in_executor(self._executor, _load, settings, self._target_model)
+        service = DrafterService(runner, executor=self._executor)
+        self._running = _Running(runner, service, await self._data_plane.serve(service.register))
 
     async def _stop(self) -> None:
         """Its sequences go on with another drafter, or with the root alone."""

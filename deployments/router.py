@@ -19,7 +19,7 @@ from deployments.data_plane import DataPlane
 from deployments.discovery import listings, watch_endpoints
 from deployments.scaling import ROUNDS
 from deployments.settings import RouterPoolSettings
-from deployments.user_config import NOT_STARTED, with_user_config
+from deployments.user_config import NOT_STARTED, ConfigInUse
 from dflash_core.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -107,19 +107,18 @@ class Router:
         self._data_plane = data_plane
         self._drafters = drafters
         self._running: _Running | None = None  # None before the start
-        self._user_config: Any = None  # that it runs with
-        self._reconfiguring = asyncio.Lock()
+        self._config = ConfigInUse()
 
     async def reconfigure(self, user_config: Any) -> None:
-        """As `Target.reconfigure`. Raises `SettingsError` for a wrong one; what runs goes on then."""
-        async with self._reconfiguring:
-            if self._running is not None and user_config == self._user_config:
-                return
-            settings = router_settings(with_user_config(self._settings, user_config), self._strategy, self._tree_budget)
-            if self._running is not None:
-                await self._running.stop()
-            self._running, self._user_config = _Running(settings, self._data_plane, self._drafters), user_config
-            await self._running.start()
+        """As `Target.reconfigure`."""
+        await self._config.change(self._settings, user_config, self._start_anew)
+
+    async def _start_anew(self, settings: RouterPoolSettings) -> None:
+        if self._running is not None:
+            await self._running.stop()
+        of_router = router_settings(settings, self._strategy, self._tree_budget)
+        self._running = _Running(of_router, self._data_plane, self._drafters)
+        await self._running.start()
 
     async def endpoint(self) -> str:
         """Where targets and gateways dial; "" while draining."""

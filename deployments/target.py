@@ -15,7 +15,7 @@ from deployments.replica_start import start_model
 from deployments.scaling import SEQUENCES
 from deployments.settings import TargetPoolSettings
 from deployments.target_ranks import ActorLauncher
-from deployments.user_config import NOT_STARTED, with_user_config
+from deployments.user_config import NOT_STARTED, ConfigInUse
 from deployments.watchdog import check_thread
 from dflash_core.errors import Unavailable
 from dflash_core.runners.settings import TargetSettings
@@ -39,29 +39,21 @@ class Target:
         self._security = security
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="target")
         self._running: tuple[Any, TargetAgent] | None = None  # the runner, and who runs it; None while it loads
-        self._user_config: Any = None  # that it runs with
-        self._reconfiguring = asyncio.Lock()
+        self._config = ConfigInUse()
         self._router_addresses: list[str] = []
         self._discovery = asyncio.create_task(watch_endpoints(routers, self._set_routers))
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Ray Serve calls this at the start, when `user_config` has changed, and with the same one when the replica
-        gets another rank, as it may when one of its pool is gone: then it goes on.
+        """Ray Serve calls this at the start and when `user_config` or its rank has changed; see `ConfigInUse`."""
+        await self._config.change(self._settings, user_config, self._start_anew)
 
-        Raises `SettingsError` for one that is wrong; what runs goes on then, too.
-        """
-        async with self._reconfiguring:
-            if self._running is not None and user_config == self._user_config:
-                return
-            settings = with_user_config(self._settings, user_config)
-            await self._stop()
-            loop = asyncio.get_running_loop()
-            runner = await loop.run_in_executor(self._executor, _load, settings, self._drafter_model)
-            agent = TargetAgent(
-                runner, lambda: self._router_addresses, executor=self._executor, security=self._security
-            )
-            self._running, self._user_config = (runner, agent), user_config
-            agent.start()
+    async def _start_anew(self, settings: TargetPoolSettings) -> None:
+        await self._stop()
+        loop = asyncio.get_running_loop()
+        runner = await loop.run_in_executor(self._executor, _load, settings, self._drafter_model)
+        agent = TargetAgent(runner, lambda: self._router_addresses, executor=self._executor, security=self._security)
+        self._running = runner, agent
+        agent.start()
 
     async def _stop(self) -> None:
         """Drains: the router moves the sequences to another target."""

@@ -10,7 +10,8 @@ drains, frees its model and loads it again with the new settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from deployments.pools import ScaledPoolSettings
@@ -63,6 +64,31 @@ def with_user_config(settings: _Pool, user_config: Any) -> _Pool:
         raise SettingsError(f"{place}: {error}", param=error.param) from None
     changed: _Pool = getattr(parsed, section)
     return changed
+
+
+class ConfigInUse:
+    """The `user_config` that a replica runs with.
+
+    Ray Serve hands a replica the same one again when it gets another rank, as it may when one of its pool is gone: then
+    it goes on as it is.
+    """
+
+    def __init__(self) -> None:
+        self._config: Any = None  # None while nothing runs
+        self._turn = asyncio.Lock()
+
+    async def change(self, settings: _Pool, user_config: Any, start_anew: Callable[[_Pool], Awaitable[None]]) -> None:
+        """Starts anew with what `user_config` makes of `settings`, unless that runs already.
+
+        Raises `SettingsError` for one that is wrong; what runs goes on then, too.
+        """
+        async with self._turn:
+            if self._config is not None and user_config == self._config:
+                return
+            changed = with_user_config(settings, user_config)
+            self._config = None
+            await start_anew(changed)
+            self._config = user_config
 
 
 def check_user_config(settings: Settings, deployment: str, user_config: Any) -> None:
