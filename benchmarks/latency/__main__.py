@@ -21,7 +21,7 @@ from benchmarks.latency.report import plot, table
 from cluster.bench.arms import Cell
 from cluster.bench.prompts import default_prompts
 from cluster.bench.router_decoder import RouterDecoder
-from cluster.bench.samples import GroupPrompt
+from cluster.bench.samples import GroupPrompt, PromptGroup
 from cluster.engine import DEFAULT_DRAFTER, DEFAULT_TARGET
 from cluster.loading import LoadedPair, load_pair
 from cluster.router import Router, RouterSettings
@@ -94,7 +94,7 @@ async def _observe(
                 break
             router = _router(target, drafter, tree_budget)
             target.concurrency = concurrency
-            group = [prompts[index % len(prompts)] for index in range(concurrency)]
+            group = PromptGroup(tuple(prompts[index % len(prompts)] for index in range(concurrency)))
             await RouterDecoder(router, pair.target).decode(group, Cell(0.0, concurrency), None)
             await router.close()
     return target, drafter

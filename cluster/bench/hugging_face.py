@@ -12,14 +12,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from cluster.bench.arms import Cell
-from cluster.bench.samples import Decoded, GroupPrompt
+from cluster.bench.samples import Decoded, GroupPrompt, PromptGroup
 from cluster.router.timeline import Timeline
 
 
 class HuggingFaceDecoder:
     """The same checkpoint, dtype, device and threads as the other arms.
 
-    Batches are padded on the left, and the next one begins when all of a batch have ended.
+    Batches are padded on the left, and the next one begins when all of a batch have ended; so it has no lead-in.
     """
 
     def __init__(
@@ -36,16 +36,17 @@ class HuggingFaceDecoder:
         self._eos = frozenset(eos_token_ids)
         self._executor = executor
 
-    async def decode(self, prompts: list[GroupPrompt], cell: Cell, timeline: Timeline | None) -> Decoded:
+    async def decode(self, group: PromptGroup, cell: Cell, timeline: Timeline | None) -> Decoded:
         """Draws nothing: it has no rounds.
 
         Raises ValueError for a temperature other than 0: its sampling is not ours.
         """
         if cell.temperature != 0.0:
             raise ValueError(f"the Hugging Face arm is greedy, got temperature {cell.temperature}")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._decode, prompts, cell.concurrency)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._decode, group.prompts, cell.concurrency)
 
-    def _decode(self, prompts: list[GroupPrompt], concurrency: int) -> Decoded:
+    def _decode(self, prompts: tuple[GroupPrompt, ...], concurrency: int) -> Decoded:
         begin = time.perf_counter()
         outputs: list[tuple[int, ...]] = []
         for start in range(0, len(prompts), concurrency):
@@ -53,7 +54,7 @@ class HuggingFaceDecoder:
         seconds = time.perf_counter() - begin
         return Decoded(seconds, sum(map(len, outputs)), tuple(outputs))
 
-    def _generate(self, prompts: list[GroupPrompt]) -> list[tuple[int, ...]]:
+    def _generate(self, prompts: tuple[GroupPrompt, ...]) -> list[tuple[int, ...]]:
         longest = max(len(prompt.token_ids) for prompt in prompts)
         input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
         mask = torch.zeros_like(input_ids)

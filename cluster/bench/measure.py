@@ -1,7 +1,6 @@
 """The order of a run: every arm decodes a group of prompts before the next group comes.
 
-A group is twice as many prompts as a cell has requests at a time, so that they begin and end at different times, as
-under lasting load.
+A group is twice as many prompts as a cell has requests at a time, behind a lead-in.
 
 So whatever else the machine does for a while hits all arms alike, and times compare pair by pair. Every other group is
 decoded in the reverse order, so that a machine that grows slower (or faster) favours nobody; from pair to pair of
@@ -15,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.bench.arms import Arm, Cell
-from cluster.bench.samples import Decoder, GroupPrompt, Sample
+from cluster.bench.samples import Decoder, GroupPrompt, PromptGroup, Sample
 from cluster.router.clock import now
 from cluster.router.timeline import Span, Timeline
 
@@ -35,11 +34,15 @@ class RunPlan:
     def num_samples(self) -> int:
         return self.repeats * sum(len(arms) * len(self.groups(cell)) for cell, arms in self.arms.items())
 
-    def groups(self, cell: Cell) -> list[list[GroupPrompt]]:
-        """What a cell decodes, a group at a time."""
-        size = 1 if cell.concurrency == 1 else _PROMPTS_PER_PLACE * cell.concurrency
+    def groups(self, cell: Cell) -> list[PromptGroup]:
+        """What a cell decodes, a group at a time. A single request at a time needs no lead-in."""
+        if cell.concurrency == 1:
+            return [PromptGroup((prompt,)) for prompt in self.prompts[: self.max_prompts]]
+        size = _PROMPTS_PER_PLACE * cell.concurrency
         groups = groups_of(self.prompts, size)
-        return groups if self.max_prompts is None else groups[: max(1, self.max_prompts // size)]
+        if self.max_prompts is not None:
+            groups = groups[: max(1, self.max_prompts // size)]
+        return [PromptGroup(tuple(group), _lead_in(group[: cell.concurrency])) for group in groups]
 
 
 def groups_of(prompts: Sequence[GroupPrompt], size: int) -> list[list[GroupPrompt]]:
@@ -48,6 +51,15 @@ def groups_of(prompts: Sequence[GroupPrompt], size: int) -> list[list[GroupPromp
     rounds = range(-(-num_groups * size // len(prompts)))
     cycled = [replace(prompt, seed=prompt.seed + turn * len(prompts)) for turn in rounds for prompt in prompts]
     return [cycled[start : start + size] for start in range(0, num_groups * size, size)]
+
+
+def _lead_in(prompts: Sequence[GroupPrompt]) -> tuple[GroupPrompt, ...]:
+    """Of the first an n-th of its tokens is wanted, of the second two n-ths, …: what remains of requests at a moment of
+    lasting load."""
+    num = len(prompts)
+    return tuple(
+        replace(prompt, max_tokens=-(-prompt.max_tokens * place // num)) for place, prompt in enumerate(prompts, 1)
+    )
 
 
 def order(arms: tuple[Arm, ...], turn: int) -> tuple[Arm, ...]:
@@ -71,14 +83,14 @@ async def run(
     for repeat in range(plan.repeats):
         for cell, arms in plan.arms.items():
             groups = plan.groups(cell)
-            for group, prompts in enumerate(groups):
+            for group, decoding in enumerate(groups):
                 if time_limit_s is not None and not is_first and time.monotonic() - begin >= time_limit_s:
                     return
                 is_first = False
                 drawn = timeline if group == 0 and repeat == plan.repeats - 1 else None
                 for arm in order(arms, repeat * len(groups) + group):
                     begin_s = now()
-                    decoded = await decoders[arm].decode(prompts, cell, drawn)
+                    decoded = await decoders[arm].decode(decoding, cell, drawn)
                     if drawn is not None:
                         numbers = {"temperature": cell.temperature, "concurrency": cell.concurrency}
                         drawn.add("bench", "bench", Span(arm.name, begin_s, now(), numbers))
@@ -88,7 +100,7 @@ async def run(
 async def warm_up(plan: RunPlan, decoders: Mapping[Arm, Decoder]) -> AsyncIterator[Arm]:
     """Lets each arm decode the first prompts of each of its cells, unmeasured: compilation, caches, page faults."""
     for cell, arms in plan.arms.items():
-        prompts = plan.groups(cell)[0][: cell.concurrency]
+        group = PromptGroup(plan.groups(cell)[0].prompts[: cell.concurrency])
         for arm in arms:
-            await decoders[arm].decode(prompts, cell, None)
+            await decoders[arm].decode(group, cell, None)
             yield arm

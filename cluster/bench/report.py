@@ -122,7 +122,7 @@ def as_json(
         if price_per_hour is not None:
             entry["cost_per_million_tokens"] = row.cost_per_million(price_per_hour)
         results.append(entry)
-    sweep = sweep_of(rows)
+    sweep = sweep_of(rows, samples)
     return {
         "machine": machine,
         "settings": settings,

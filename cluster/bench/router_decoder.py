@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from cluster.bench.arms import Cell
-from cluster.bench.samples import Decoded, GroupPrompt
+from cluster.bench.samples import Decoded, PromptGroup
 from cluster.requests import GenerationRequest, GenerationStatistics, TokenEvent
 from cluster.router import Router
 from cluster.router.timeline import Timeline
@@ -18,17 +18,22 @@ from dflash_core.contracts import SamplingParams
 
 
 class _Client:
-    """Keeps so many requests of a group running; their outputs and statistics, and a future for the end of the last."""
+    """Keeps so many requests of a group running; their outputs and statistics, and a future for the end of the last.
 
-    def __init__(self, router: Router, requests: list[GenerationRequest], concurrency: int) -> None:
+    The first `num_lead_in` of the requests are the lead-in.
+    """
+
+    def __init__(self, router: Router, requests: list[GenerationRequest], num_lead_in: int, concurrency: int) -> None:
         self._router = router
         self._waiting = requests[::-1]
+        self._num_lead_in = num_lead_in
         self.outputs: list[list[int]] = [[] for _ in requests]
-        self.statistics: list[GenerationStatistics] = []
+        self.statistics: dict[int, GenerationStatistics] = {}  # of those that have ended, by place
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.seconds = 0.0  # see `Decoded`
         self.timed_tokens = 0
-        self._begin = time.perf_counter()
+        self._begin, self._untimed_tokens = time.perf_counter(), 0
+        self._is_begun = num_lead_in == 0
         for _ in range(min(concurrency, len(requests))):
             router.submit(self._waiting.pop(), self)
 
@@ -37,17 +42,25 @@ class _Client:
         for event in events:
             if event.error is not None and not self.done.done():
                 self.done.set_exception(event.error)
-            self.outputs[int(event.sequence_id)] += event.token_ids.tolist()
+            place = int(event.sequence_id)
+            self.outputs[place] += event.token_ids.tolist()
             if event.statistics is not None:
-                self.statistics.append(event.statistics)
+                self.statistics[place] = event.statistics
                 num_ended += 1
         if num_ended > len(self._waiting) and not self.seconds:
             self.seconds = time.perf_counter() - self._begin
-            self.timed_tokens = sum(map(len, self.outputs))
+            self.timed_tokens = self._num_tokens - self._untimed_tokens
+        if not self._is_begun and all(self.outputs[: self._num_lead_in]):
+            self._is_begun = True
+            self._begin, self._untimed_tokens = time.perf_counter(), self._num_tokens
         for _ in range(min(num_ended, len(self._waiting))):
             self._router.submit(self._waiting.pop(), self)
         if len(self.statistics) == len(self.outputs) and not self.done.done():
             self.done.set_result(None)
+
+    @property
+    def _num_tokens(self) -> int:
+        return sum(map(len, self.outputs))
 
 
 class RouterDecoder:
@@ -57,7 +70,7 @@ class RouterDecoder:
         self._router = router
         self._runner = runner
 
-    async def decode(self, prompts: list[GroupPrompt], cell: Cell, timeline: Timeline | None) -> Decoded:
+    async def decode(self, group: PromptGroup, cell: Cell, timeline: Timeline | None) -> Decoded:
         requests = [
             GenerationRequest(
                 sequence_id=str(index),
@@ -67,25 +80,27 @@ class RouterDecoder:
                 sampling=SamplingParams(temperature=cell.temperature, seed=prompt.seed),
                 stop_token_ids=self._runner.info.eos_token_ids,
             )
-            for index, prompt in enumerate(prompts)
+            for index, prompt in enumerate(group.lead_in + group.prompts)
         ]
         timings = self._router.timings
         timings.reset()
         timings.timeline = timeline
-        client = _Client(self._router, requests, cell.concurrency)
+        num_lead_in = len(group.lead_in)
+        client = _Client(self._router, requests, num_lead_in, cell.concurrency)
         try:
             await client.done
         finally:
             self._router.release_client(client)
         # A prefill is a round too, but verifies nothing.
-        verified_trees = sum(statistics.rounds - 1 for statistics in client.statistics)
+        statistics = [client.statistics[place] for place in range(num_lead_in, len(requests))]
+        verified_trees = sum(one.rounds - 1 for one in statistics)
         decoded = Decoded(
             seconds=client.seconds,
             timed_tokens=client.timed_tokens,
-            outputs=tuple(map(tuple, client.outputs)),
+            outputs=tuple(map(tuple, client.outputs[num_lead_in:])),
             verified_trees=verified_trees,
-            accepted_tokens=sum(statistics.accepted_tokens for statistics in client.statistics),
-            tree_nodes=sum(statistics.tree_nodes for statistics in client.statistics),
+            accepted_tokens=sum(one.accepted_tokens for one in statistics),
+            tree_nodes=sum(one.tree_nodes for one in statistics),
             rounds=timings.rounds,
             stage_us={name: stage.total_us for name, stage in timings.stages.items() if name != IDLE},
         )

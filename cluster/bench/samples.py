@@ -20,14 +20,30 @@ class GroupPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """The outputs of one group, and what they cost. Counts are sums over the group's sequences.
+class PromptGroup:
+    """What an arm decodes at a time: as one request ends, the next begins.
 
-    Timed while there are as many requests at a time as the cell says: what a server does when the last of them run out
-    says nothing about that load.
+    `lead_in` goes first, as many as there are requests at a time, and ends evenly, one after the other: from then on
+    requests begin and end as under lasting load. Began all at once, requests of one length would end all at once too,
+    round after round, where nothing is drafted, and one by one where something is.
     """
 
-    seconds: float  # from the first submission to the first end after which no further request begins
+    prompts: tuple[GroupPrompt, ...]
+    lead_in: tuple[GroupPrompt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The outputs of one group, and what they cost. Counts are sums over the group's sequences; those of the lead-in
+    are in `timed_tokens`, rounds and stages alone.
+
+    Timed while there are as many requests at a time as the cell says: what a server does when the last of them run out
+    says nothing about that load, nor does the prefill of all that begin at once.
+    """
+
+    # From the first token of the last one of the lead-in, or the submission where there is none, to the first end after
+    # which no further request begins.
+    seconds: float
     timed_tokens: int  # written in that time
     outputs: tuple[tuple[int, ...], ...]  # in the order of the prompts
     verified_trees: int = 0  # rounds of each sequence after its prefill
@@ -48,8 +64,8 @@ class Decoded:
 class Decoder(Protocol):
     """One arm, ready to decode."""
 
-    async def decode(self, prompts: list[GroupPrompt], cell: Cell, timeline: Timeline | None) -> Decoded:
-        """Decodes the prompts, `cell.concurrency` at a time: as one ends the next begins.
+    async def decode(self, group: PromptGroup, cell: Cell, timeline: Timeline | None) -> Decoded:
+        """Decodes the group, `cell.concurrency` at a time.
 
         Draws its rounds, where it has any, on the timeline.
 

@@ -61,7 +61,7 @@ def run_benchmark(
     timeline = None if outputs.trace_file is None else Timeline()
     samples = asyncio.run(_measure(benchmark, errors, timeline))
     rows = summarise(samples)
-    _show(_wide_console(), rows, outputs.gpu_hour_price)
+    _show(_wide_console(), rows, samples, outputs.gpu_hour_price)
     if outputs.json_file is not None:
         found = as_json(machine, settings.as_dict() | dict(described), rows, samples, outputs.gpu_hour_price)
         outputs.json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -94,12 +94,12 @@ def _wide_console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-def _show(console: Console, rows: Sequence[Row], price: float | None) -> None:
+def _show(console: Console, rows: Sequence[Row], samples: Sequence[Sample], price: float | None) -> None:
     for cell in cells_of(rows):
         console.print(result_table(cell, rows, price))
     for cell in cells_of(rows):
         console.print(stage_table(cell, rows))
-    sweep = sweep_of(rows)
+    sweep = sweep_of(rows, samples)
     if sweep is not None:
         console.print(sweep_table(sweep))
         console.print(means_table(sweep))

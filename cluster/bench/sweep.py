@@ -1,32 +1,30 @@
-"""How well the router chooses: the adaptive arm against every fixed setting, in each cell and over all of them."""
+"""How well the router chooses: the adaptive arm against every fixed setting, in each cell and over all of them.
+
+Ratios are medians over repeats: within one, both arms have met the same machine.
+"""
 
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.bench.arms import ADAPTIVE, PLAIN, Arm, Cell
+from cluster.bench.samples import Sample
 from cluster.bench.summary import Row
 
 
 @dataclass(frozen=True, slots=True)
 class CellChoice:
-    """One cell: the adaptive arm, plain decoding, and the fastest fixed setting, which may be plain decoding too."""
+    """One cell: the adaptive arm, and the fastest fixed setting beside it, which may be plain decoding."""
 
     cell: Cell
     adaptive: Row
-    plain: Row
     best: Row
-
-    @property
-    def over_best(self) -> float:
-        return self.adaptive.tokens_per_second / self.best.tokens_per_second
-
-    @property
-    def over_plain(self) -> float:
-        return self.adaptive.tokens_per_second / self.plain.tokens_per_second
+    over_best: float
+    over_plain: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,29 +61,41 @@ class Sweep:
         return {"cells": cells, "adaptive_over_fixed": means, "best_single_fixed": self.best_single.arm.name}
 
 
-def sweep_of(rows: Sequence[Row]) -> Sweep | None:
+def sweep_of(rows: Sequence[Row], samples: Sequence[Sample]) -> Sweep | None:
     """Of the cells that have the adaptive arm and plain decoding; None where there are none.
 
-    Only what was measured in all of them can be the single fixed setting.
+    Only what was measured in all of them can be the single fixed setting. `rows` are those of the samples.
     """
-    by_cell: dict[Cell, dict[Arm, Row]] = {}
-    for row in rows:
-        by_cell.setdefault(row.cell, {})[row.arm] = row
-    complete = {cell: arms for cell, arms in by_cell.items() if ADAPTIVE in arms and PLAIN in arms}
-    if not complete:
+    found = {(row.cell, row.arm): row for row in rows}
+    ratios: dict[Cell, dict[Arm, float]] = defaultdict(dict)  # over each fixed setting
+    for cell, arm in found:
+        if arm.is_fixed and {(cell, ADAPTIVE), (cell, PLAIN)} <= found.keys():
+            ratios[cell][arm] = _over(cell, arm, samples)
+    if not ratios:
         return None
-    choices = tuple(
-        CellChoice(cell, arms[ADAPTIVE], arms[PLAIN], max(_fixed(arms), key=lambda row: row.tokens_per_second))
-        for cell, arms in complete.items()
-    )
-    everywhere = [row.arm for row in _fixed(complete[choices[0].cell]) if all(row.arm in a for a in complete.values())]
-    return Sweep(choices, tuple(_mean(arm, list(complete.values())) for arm in everywhere))
+    choices = []
+    for cell, over in ratios.items():
+        best = min(over, key=over.__getitem__)
+        choices.append(CellChoice(cell, found[cell, ADAPTIVE], found[cell, best], over[best], over[PLAIN]))
+    everywhere = [arm for arm in ratios[choices[0].cell] if all(arm in over for over in ratios.values())]
+    return Sweep(tuple(choices), tuple(_mean(arm, [over[arm] for over in ratios.values()]) for arm in everywhere))
 
 
-def _fixed(arms: dict[Arm, Row]) -> list[Row]:
-    return [row for arm, row in arms.items() if arm.is_fixed]
+def _over(cell: Cell, arm: Arm, samples: Sequence[Sample]) -> float:
+    """How many times faster the adaptive arm is there, all groups of a repeat together."""
+    mine, theirs = (_rates([s for s in samples if (s.cell, s.arm) == (cell, each)]) for each in (ADAPTIVE, arm))
+    return statistics.median(mine[repeat] / theirs[repeat] for repeat in mine)
 
 
-def _mean(arm: Arm, cells: Sequence[dict[Arm, Row]]) -> MeanRatio:
-    ratios = [arms[ADAPTIVE].tokens_per_second / arms[arm].tokens_per_second for arms in cells]
+def _rates(samples: Sequence[Sample]) -> dict[int, float]:
+    """By repeat."""
+    tokens: dict[int, int] = defaultdict(int)
+    seconds: dict[int, float] = defaultdict(float)
+    for sample in samples:
+        tokens[sample.repeat] += sample.decoded.timed_tokens
+        seconds[sample.repeat] += sample.decoded.seconds
+    return {repeat: tokens[repeat] / seconds[repeat] for repeat in tokens}
+
+
+def _mean(arm: Arm, ratios: Sequence[float]) -> MeanRatio:
     return MeanRatio(arm, statistics.geometric_mean(ratios), min(ratios), max(ratios))

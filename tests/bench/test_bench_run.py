@@ -42,7 +42,7 @@ def test_every_arm_writes_the_same(pair: TinyPair, tmp_path: Path) -> None:
     for entry in arms.values():
         assert entry["num_identical"] == entry["num_outputs"] == 4, entry["arm"]  # each prompt twice, two at a time
         assert entry["num_tokens"] == 42
-        assert all(0 < sample["timed_tokens"] <= sample["num_tokens"] for sample in entry["samples"])
+        assert all(0 < sample["timed_tokens"] <= 57 for sample in entry["samples"])  # 15 of them the lead-in's
         assert entry["tokens_per_second"] > 0
     assert arms[0.0, "plain"]["acceptance_length"] == 1.0
     assert arms[0.0, "plain"]["nodes_per_round"] == 0.0

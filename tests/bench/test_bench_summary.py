@@ -8,7 +8,7 @@ from rich.console import Console
 from cluster.bench.arms import ADAPTIVE, HUGGING_FACE, PLAIN, Arm, ArmKind, Cell, arms_at
 from cluster.bench.measure import RunPlan, groups_of, run
 from cluster.bench.report import as_json, means_table, result_table, savings_line, stage_table, sweep_table
-from cluster.bench.samples import Decoded, GroupPrompt, Sample
+from cluster.bench.samples import Decoded, GroupPrompt, PromptGroup, Sample
 from cluster.bench.summary import Row, summarise
 from cluster.bench.sweep import sweep_of
 from cluster.requests import Strategy
@@ -141,7 +141,7 @@ def test_adaptive_is_compared_with_the_best_of_each_cell_and_the_best_single_set
     samples = _rates(one, {PLAIN: 10.0, TREE: 40.0, raw: 50.0, ADAPTIVE: 38.0, only_here: 20.0})
     samples += _rates(many, {PLAIN: 100.0, TREE: 50.0, ADAPTIVE: 110.0})
     rows = summarise(samples)
-    sweep = sweep_of(rows)
+    sweep = sweep_of(rows, samples)
     assert sweep is not None
     assert [entry.best.arm for entry in sweep.cells] == [TREE, PLAIN]
     assert [entry.over_best for entry in sweep.cells] == [pytest.approx(0.95), pytest.approx(1.1)]
@@ -162,16 +162,39 @@ def test_adaptive_is_compared_with_the_best_of_each_cell_and_the_best_single_set
     found = as_json({}, {}, rows, samples, None)["sweep"]
     assert found["best_single_fixed"] == "tree 8"
     assert found["cells"][1]["best_fixed"] == "plain"
-    assert sweep_of([row for row in rows if row.arm is not ADAPTIVE]) is None
+    assert sweep_of([row for row in rows if row.arm is not ADAPTIVE], samples) is None
+
+
+def test_ratios_of_a_sweep_are_medians_over_repeats_in_each_of_which_the_machine_was_the_same() -> None:
+    """Adaptive is 1.2 times as fast in each repeat; the median of its rates is 1.2 times as low as plain decoding's."""
+    samples = []
+    for repeat, (plain_s, adaptive_s) in enumerate(((1.0, 1.0 / 1.2), (3.0, 3.0 / 1.2), (2.0, 2.0 / 1.2), (9.0, 40.0))):
+        samples += [
+            _sample(arm, repeat, group, seconds)
+            for arm, seconds in ((PLAIN, plain_s), (ADAPTIVE, adaptive_s))
+            for group in range(2)
+        ]
+    sweep = sweep_of(summarise(samples), samples)
+    assert sweep is not None
+    assert sweep.cells[0].over_best == sweep.cells[0].over_plain == pytest.approx(1.2)
+
+
+def test_a_lead_in_ends_evenly_and_a_single_request_needs_none() -> None:
+    prompts = tuple(GroupPrompt((1,), 10, seed) for seed in range(12))
+    plan = RunPlan(prompts, {}, repeats=1)
+    (group,) = plan.groups(Cell(0.0, 4))[:1]
+    assert [(prompt.seed, prompt.max_tokens) for prompt in group.lead_in] == [(0, 3), (1, 5), (2, 8), (3, 10)]
+    assert [(prompt.seed, prompt.max_tokens) for prompt in group.prompts] == [(seed, 10) for seed in range(8)]
+    assert {group.lead_in for group in plan.groups(Cell(0.0, 1))} == {()}
 
 
 class _Recorder:
     def __init__(self, name: str, calls: list[tuple[str, int]]) -> None:
         self._name, self._calls = name, calls
 
-    async def decode(self, prompts: list[GroupPrompt], cell: Cell, timeline: Timeline | None) -> Decoded:
-        self._calls.append((self._name, prompts[0].seed))
-        return Decoded(1.0, 1, tuple((0,) for _ in prompts))
+    async def decode(self, group: PromptGroup, cell: Cell, timeline: Timeline | None) -> Decoded:
+        self._calls.append((self._name, group.prompts[0].seed))
+        return Decoded(1.0, 1, tuple((0,) for _ in group.prompts))
 
 
 @pytest.mark.parametrize(
