@@ -14,7 +14,7 @@ from dflash_core.runners.self_timing import REPETITIONS, StepTimes, climb, doubl
 if TYPE_CHECKING:
     from dflash_core.runners.drafter import DrafterRunner
 
-_BUDGET_S = 0.3
+_BUDGET_S = 0.15
 _CONTEXT_TOKENS = 8  # few: these are times of blocks without context
 
 

@@ -21,8 +21,8 @@ from dflash_core.contracts import (
 from dflash_core.errors import CheckpointMismatch
 from dflash_core.runners.self_timing import REPETITIONS, StepTimes, climb, doubling
 
-_HOST_BUDGET_S = 0.7
-_PADDED_BUDGET_S = 3.0  # where sizes are padded start-up compiles and captures, which takes far longer than this
+_HOST_BUDGET_S = 0.35
+_PADDED_BUDGET_S = 1.5  # where sizes are padded start-up compiles and captures, which takes far longer than this
 
 _TREE_ROWS = 16
 """Rows of a tree; larger rounds have more trees. Real rounds are of many sequences, each with a tree of this order."""
