@@ -1,9 +1,12 @@
 """Rounds that go against what is thought to pay, to see whether it is so: a little of the time is saved up for them.
 
-What is not done is not seen any more, and whatever is believed of it stays so, true or not.
+What is not done is not seen any more, and whatever is believed of it stays so, true or not. Trials that change nothing
+make further ones rarer; at another load, or once something has changed, they are as frequent as at first.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +16,7 @@ from cluster.router.prospects import Prospects
 Doubles = npt.NDArray[np.float64]
 
 TRIAL_NODES = 2  # of a tree at least: without nodes a draft shows nothing
-_DRAFTS_SHARE = 0.015  # of the time, for drafts that are not thought to pay
-_PLAIN_SHARE = 0.005  # of the time, for rounds without drafts where these pay
-_FIRST_S, _MOST_S = 0.25, 1.0  # to begin with, when little is known; saved up for either at most
+_MOST_S = 1.0  # saved up for either kind at most
 # Of a trial of drafts where none are thought to pay. One sequence's draft in one round says little of what drafts for
 # all of them would bring, and less of what they would take: drafters take hardly longer for many than for one.
 _ROUNDS_OF_TRIAL = 4
@@ -24,18 +25,49 @@ _ROUNDS_OF_TRIAL = 4
 _PLAIN_ROUNDS_OF_TRIAL = 4
 
 
+@dataclass(slots=True)
+class _Savings:
+    """Of the time, for one kind of trial: the first and the least share of it."""
+
+    first_share: float
+    least_share: float
+    seconds: float = 0.0  # set aside and not used yet
+
+    def save(self, taken_up_s: float, num_in_vain: int) -> None:
+        share = max(self.first_share / (1 + num_in_vain), self.least_share)
+        self.seconds = min(self.seconds + share * taken_up_s, _MOST_S)
+
+
+@dataclass(slots=True)
+class _Load:
+    """What is known of rounds of about so many sequences."""
+
+    drafts_pay: bool = False
+    num_in_vain: int = 0  # trials since that changed last
+
+
 class Trials:
     """Of one target."""
 
     def __init__(self) -> None:
-        self._drafts_s, self._plain_s = _FIRST_S, 0.0  # set aside and not used yet
+        self._drafts = _Savings(0.015, 0.003, seconds=0.25)  # where they are not thought to pay, for some or for all
+        self._none = _Savings(0.02, 0.005)  # rounds without drafts where these pay
         self._num_rounds_left, self._num_tried = 0, 0  # of the trial of drafts that is under way
         self._num_plain_rounds_left = 0  # of one without
+        self._loads: dict[int, _Load] = {}  # by the power of two
+        self._load = _Load()  # the last round's
 
     def save(self, taken_up_s: float) -> None:
         """A round has taken so long."""
-        self._drafts_s = min(self._drafts_s + _DRAFTS_SHARE * taken_up_s, _MOST_S)
-        self._plain_s = min(self._plain_s + _PLAIN_SHARE * taken_up_s, _MOST_S)
+        load = self._load
+        self._drafts.save(taken_up_s, 0 if load.drafts_pay else load.num_in_vain)
+        self._none.save(taken_up_s, load.num_in_vain if load.drafts_pay else 0)
+
+    def begin(self, num_sequences: int, drafts_pay: bool) -> None:
+        """A round of so many sequences is to be decided about; whether drafts pay, as far as known."""
+        self._load = load = self._loads.setdefault(num_sequences.bit_length(), _Load())
+        if load.drafts_pay != drafts_pay:
+            load.drafts_pay, load.num_in_vain = drafts_pay, 0
 
     def of_none(self, found: Prospects, best: int) -> bool:
         """Whether a round goes without drafts though they pay (`best` > 0): a few in a row, which feed no drafters.
@@ -45,10 +77,11 @@ class Trials:
         if self._num_plain_rounds_left == 0:
             lost_s = float(found.seconds[0]) * (1.0 - float(found.rates[0] / found.rates[best]))
             cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s
-            if cost_s > self._plain_s:
+            if cost_s > self._none.seconds:
                 return False
-            self._plain_s -= cost_s
+            self._none.seconds -= cost_s
             self._num_plain_rounds_left = _PLAIN_ROUNDS_OF_TRIAL
+            self._load.num_in_vain += 1
         self._num_plain_rounds_left -= 1
         return True
 
@@ -64,8 +97,8 @@ class Trials:
         """
         num_tried = found.num_drafts[best:] - found.num_drafts[best]
         costs = _cost_s(found, best, row_s) + catch_up_s[num_tried]
-        affordable = int(np.flatnonzero(costs <= self._drafts_s)[-1])
-        self._drafts_s -= float(costs[affordable])
+        affordable = int(np.flatnonzero(costs <= self._drafts.seconds)[-1])
+        self._drafts.seconds -= float(costs[affordable])
         return int(num_tried[affordable])
 
     def of_drafts(self, found: Prospects, most: int, catch_up_s: Doubles, row_s: float) -> int:
@@ -79,9 +112,10 @@ class Trials:
             costs = _ROUNDS_OF_TRIAL * _cost_s(found, 0, row_s)[: len(num_drafts)] + catch_up_s[num_drafts]
             chosen = max(1, int(np.flatnonzero(costs <= _MOST_S)[-1]))
             cost_s = min(float(costs[chosen]), _MOST_S)
-            if self._drafts_s < cost_s:
+            if self._drafts.seconds < cost_s:
                 return 0
-            self._drafts_s -= cost_s
+            self._drafts.seconds -= cost_s
+            self._load.num_in_vain += 1
             self._num_tried = int(num_drafts[chosen])
             self._num_rounds_left = _ROUNDS_OF_TRIAL + (catch_up_s[self._num_tried] > 0.0)
         self._num_rounds_left -= 1

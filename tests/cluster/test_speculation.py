@@ -31,7 +31,7 @@ class Setup:
         self.link = TargetLink(target, 256)
         self.planner = TreePlanner(RouterSettings(**settings))  # type: ignore[arg-type]
         self.speculation = Speculation(self.link, RouterSettings(**settings), self.planner)  # type: ignore[arg-type]
-        self.speculation._trials._drafts_s = 0.0  # what is set aside to begin with is spent
+        self.speculation._trials._drafts.seconds = 0.0  # what is set aside to begin with is spent
         self.sequences = [self.sequence(f"s{i}") for i in range(num_sequences)]
         for sequence in self.sequences:
             self.link.sequences[sequence] = None
