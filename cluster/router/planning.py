@@ -93,6 +93,7 @@ def _plan_trees(
         chunks.num_sequences + len(running),
         chunks.context_tokens + root_context,
         chunks.context_rows + root_context,
+        has_nodes=True,  # drafts are there: what they cost besides rows is spent
     )
     budget = speculation.node_budget(fixed, root_context / len(running), drafted, len(running), max_nodes)
     return planner.build(running, drafted, budget)

@@ -72,11 +72,13 @@ class Trials:
     def of_none(self, found: Prospects, best: int) -> bool:
         """Whether a round goes without drafts though they pay (`best` > 0): a few in a row, which feed no drafters.
         What these take is otherwise not seen any more, and whatever slows down rounds with drafts would seem to slow
-        down all. The less is thought to be lost by it, the more often it is tried."""
+        down all. The less is thought to be lost by it, the more often it is tried; and the less likely it is to change
+        anything, the more rarely still."""
         self._num_rounds_left = 0
         if self._num_plain_rounds_left == 0:
-            lost_s = float(found.seconds[0]) * (1.0 - float(found.rates[0] / found.rates[best]))
-            cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s
+            times_faster = float(found.rates[best] / found.rates[0])
+            lost_s = float(found.seconds[0]) * (1.0 - 1.0 / times_faster)
+            cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * times_faster**2
             if cost_s > self._none.seconds:
                 return False
             self._none.seconds -= cost_s

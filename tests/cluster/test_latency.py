@@ -24,6 +24,7 @@ class Truth:
     per_context_token: float
     per_context_row: float
     row_sizes: tuple[int, ...] = ()
+    of_nodes: float = 0.0
 
     def seconds(self, load: RoundLoad) -> float:
         rows = next((size for size in self.row_sizes if size >= load.num_rows), load.num_rows)
@@ -33,6 +34,7 @@ class Truth:
             + self.per_sequence * load.num_sequences
             + self.per_context_token * load.context_tokens
             + self.per_context_row * load.context_rows
+            + self.of_nodes * load.has_nodes
         )
 
     def seed(self, factor: float = 1.0, largest: int = 64) -> tuple[tuple[int, int], ...]:
@@ -41,7 +43,7 @@ class Truth:
         return tuple((load.num_rows, round(factor * 1e6 * self.seconds(load))) for load in loads)
 
 
-SMALL_CPU = Truth(8e-3, 2e-4, 2e-4, 3e-6, 4e-7)
+SMALL_CPU = Truth(8e-3, 2e-4, 2e-4, 3e-6, 4e-7, of_nodes=1e-3)
 LARGE_GPU = Truth(7e-3, 2e-5, 2e-5, 4.5e-8, 2e-9, PADDED)
 TRUTHS = {"cpu": SMALL_CPU, "gpu": LARGE_GPU}
 
@@ -49,7 +51,7 @@ TRUTHS = {"cpu": SMALL_CPU, "gpu": LARGE_GPU}
 def random_load(rng: np.random.Generator) -> RoundLoad:
     count = int(rng.integers(1, 33))
     contexts, rows = rng.integers(20, 800, count), rng.integers(1, 17, count)
-    return RoundLoad(int(rows.sum()), count, int(contexts.sum()), int((contexts * rows).sum()))
+    return RoundLoad(int(rows.sum()), count, int(contexts.sum()), int((contexts * rows).sum()), bool((rows > 1).any()))
 
 
 def learn(
@@ -93,7 +95,7 @@ def test_a_seed_is_believed_before_anything_was_observed() -> None:
 
 def test_a_seed_that_falls_is_flat() -> None:
     model = RoundTimeModel((), ((1, 10_000), (2, 9_000), (4, 9_500)))
-    assert model.table(4, RoundLoad(0, 0, 0, 0), 0.0)[1:5].tolist() == pytest.approx([10e-3] * 4)
+    assert model.table(4, RoundLoad(4, 0, 0, 0), 0.0)[1:5].tolist() == pytest.approx([10e-3] * 4)
 
 
 def test_what_is_never_run_moves_with_what_is() -> None:
@@ -154,9 +156,30 @@ def test_further_rows_are_not_charged_with_what_sequences_cost() -> None:
     learn(model, SMALL_CPU, rng, 400)
     roots = RoundLoad(16, 16, 16 * 400, 16 * 400)
     table = model.table(256, roots, 400.0)
-    truth = [SMALL_CPU.seconds(replace(roots, num_rows=rows, context_rows=400 * rows)) for rows in range(16, 257)]
+    truth = [
+        SMALL_CPU.seconds(replace(roots, num_rows=rows, context_rows=400 * rows, has_nodes=rows > 16))
+        for rows in range(16, 257)
+    ]
     assert table[16:].tolist() == pytest.approx(truth, rel=0.06)
     assert table[128] - table[32] == pytest.approx(truth[112] - truth[16], rel=0.25)
+
+
+@pytest.mark.parametrize("rng_seed", [0, 1, 2])
+@pytest.mark.parametrize("rows", [16, 32])
+def test_rounds_without_nodes_are_not_taken_to_be_as_slow_as_those_with_some(rows: int, rng_seed: int) -> None:
+    """Only rounds with nodes are run, and they take a millisecond longer than the seed of their rows says: a tenth of
+    what a plain round takes."""
+    truth, rng = SMALL_CPU, np.random.default_rng(rng_seed)
+    told, untold = model_of(truth), model_of(truth)
+    for _ in range(200):
+        load = RoundLoad(rows + int(rng.integers(-3, 4)), 4, 400, 100 * rows, has_nodes=True)
+        seconds = truth.seconds(load) * float(np.exp(0.05 * rng.standard_normal()))
+        told.observe(load, seconds)
+        untold.observe(replace(load, has_nodes=False), seconds)
+    plain = RoundLoad(4, 4, 400, 400)
+    error, error_untold = (model.seconds(plain) / truth.seconds(plain) - 1.0 for model in (told, untold))
+    assert abs(error) < 0.08
+    assert error_untold > error + 0.03
 
 
 def test_padding_rows_are_free() -> None:
@@ -172,14 +195,15 @@ def test_padding_rows_are_free() -> None:
 
 def test_one_padded_size_is_enough() -> None:
     model = RoundTimeModel((8,), ((8, 12_000),))
-    assert model.table(8, RoundLoad(0, 0, 0, 0), 0.0).tolist() == pytest.approx([12e-3] * 9)
+    assert model.table(8, RoundLoad(8, 0, 0, 0), 0.0).tolist() == pytest.approx([12e-3] * 9)
 
 
 loads = st.builds(
-    lambda rows, sequences, context: RoundLoad(rows, sequences, sequences * context, rows * context),
+    lambda rows, sequences, context, nodes: RoundLoad(rows, sequences, sequences * context, rows * context, nodes),
     st.integers(1, 700),
     st.integers(1, 64),
     st.integers(0, 4000),
+    st.booleans(),
 )
 observations = st.lists(st.tuples(loads, st.floats(0.0, 30.0)), max_size=40)
 seeds = st.dictionaries(st.integers(1, 600), st.integers(1, 10**7), max_size=8).map(lambda d: tuple(sorted(d.items())))
@@ -204,7 +228,8 @@ def test_times_never_fall_with_rows_whatever_was_observed(
     assert (np.diff(table) >= -1e-12 * table[:-1]).all()
     for rows in range(0, 601, 97):
         added = max(0, rows - fixed.num_rows) * context_per_row
-        load = replace(fixed, num_rows=rows, context_rows=fixed.context_rows + added)
+        has_nodes = fixed.has_nodes or rows > fixed.num_rows
+        load = replace(fixed, num_rows=rows, context_rows=fixed.context_rows + added, has_nodes=has_nodes)
         assert table[rows] == pytest.approx(model.seconds(load), rel=1e-9)
 
 

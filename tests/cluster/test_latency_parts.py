@@ -98,13 +98,14 @@ def _tree(name: str, position: int, rows: int) -> TreeRows:
     return TreeRows(SequenceKey(name, 0), position, DraftTree(np.zeros(rows, np.int32), np.zeros(rows, np.int32)))
 
 
-def _load_row_by_row(pieces: list[tuple[list[int], int]]) -> RoundLoad:
+def _load_row_by_row(pieces: list[tuple[list[int], int]], has_nodes: bool = True) -> RoundLoad:
     """`pieces`: each row's context, and the context before the sequence's rows."""
     return RoundLoad(
         sum(len(rows) for rows, _ in pieces),
         len(pieces),
         sum(before for _, before in pieces),
         sum(sum(rows) for rows, _ in pieces),
+        has_nodes,
     )
 
 
@@ -112,6 +113,8 @@ def test_the_load_of_a_planned_round() -> None:
     load = RoundLoad.planned([_prefill("a", 3, 4), _prefill("b", 0, 2)], [_tree("c", 9, 3), _tree("d", 5, 1)])
     assert load == _load_row_by_row([([3, 4, 5, 6], 3), ([0, 1], 0), ([9, 9, 9], 9), ([5], 5)])
     assert RoundLoad.planned([], []) == RoundLoad(0, 0, 0, 0)
+    roots = [_tree("c", 9, 1), _tree("d", 5, 1)]
+    assert RoundLoad.planned([], roots) == _load_row_by_row([([9], 9), ([5], 5)], has_nodes=False)
 
 
 def test_the_load_of_a_round_that_is_done_has_neither_hits_nor_refusals() -> None:

@@ -40,7 +40,7 @@ class Spread:
     shape: float  # of one size among the others
 
 
-SEEDED, UNSEEDED = Spread(0.4, 0.15), Spread(2.5, 0.8)
+SEEDED, UNSEEDED = Spread(0.4, 0.1), Spread(2.5, 0.8)
 
 
 class LatencyEstimator:

@@ -21,7 +21,7 @@ _OK = OutcomeStatus.OK
 
 @dataclass(frozen=True, slots=True)
 class RoundLoad:
-    """A round in four numbers. Rows are computed, a sequence's context is read once for all of its rows, and each row
+    """A round in a few numbers. Rows are computed, a sequence's context is read once for all of its rows, and each row
     attends to it.
 
     A tree row's context is the tokens before its root; that of a prefill row is the tokens before it, those of its own
@@ -32,6 +32,7 @@ class RoundLoad:
     num_sequences: int
     context_tokens: float  # before the rows of each sequence, all sequences together
     context_rows: float  # the context of each row, all rows together
+    has_nodes: bool = False  # besides roots
 
     @classmethod
     def planned(cls, prefills: Iterable[Prefill], trees: Sequence[TreeRows]) -> RoundLoad:
@@ -76,4 +77,6 @@ class RoundLoad:
         num_sequences += len(trees)
         context_tokens += sum([root_position for _, root_position in trees])
         context_rows += sum([count * root_position for count, root_position in trees])
-        return cls(num_rows, num_sequences, context_tokens, context_rows)
+        return cls(
+            num_rows, num_sequences, context_tokens, context_rows, max([count for count, _ in trees], default=0) > 1
+        )

@@ -16,11 +16,16 @@ _WITHOUT_SEED = (10e-3, 0.1e-3)  # seconds of any round, and of each row on top
 
 class RoundTimeModel:
     """Time of a target's rounds by `RoundLoad`: a curve over rows, steps where the target pads them, and costs of each
-    sequence, each token of context that is read, and each row's attention to one. See `LatencyEstimator`.
+    sequence, each token of context that is read, each row's attention to one, and of there being nodes at all. See
+    `LatencyEstimator`.
 
     Context is two costs, since it is two kinds of work: a sequence's keys are read once however many rows it has, and
     every row is multiplied with them. With one cost for both, rows would seem dear that are not: a tree's further nodes
     read nothing.
+
+    A round with nodes takes longer than one of as many prefill rows: drafters have just used the same caches, paths are
+    walked and their keys moved. Where every round has nodes, this is told from what a row costs by the seed alone, and
+    what a round without them would take hangs on it.
     """
 
     def __init__(self, row_sizes: tuple[int, ...], seed: tuple[tuple[int, int], ...]) -> None:
@@ -33,6 +38,7 @@ class RoundTimeModel:
             Cost(a_row, 0.5, 1.5),  # a sequence
             Cost(a_row / 50, 0.1, 0.6),  # a token of context
             Cost(a_row / 300, 0.1, 0.5),  # a row's attention to one
+            Cost(float(ladder.seed_times[0]) / 10, 0.5, 1.0),  # nodes
         )
         self._ladder = ladder
         self._estimator = LatencyEstimator(ladder, costs, SEEDED if seed else UNSEEDED)
@@ -44,16 +50,15 @@ class RoundTimeModel:
             self._estimator.observe(load.num_rows, _quantities(load), seconds)
 
     def seconds(self, load: RoundLoad) -> float:
-        per_sequence, per_context_token, per_context_row = self._estimator.costs().tolist()
-        on_top = per_sequence * load.num_sequences + per_context_token * load.context_tokens
-        return self._estimator.seconds(load.num_rows) + float(on_top + per_context_row * load.context_rows)
+        return self._estimator.seconds(load.num_rows) + float(self._estimator.costs() @ _quantities(load))
 
     def table(self, max_rows: int, fixed: RoundLoad, context_per_row: float) -> npt.NDArray[np.float64]:
         """`[max_rows + 1]` seconds of a round with 0, 1, … `max_rows` rows in all; never falling.
 
         `fixed` is what the round holds whatever is added: chunks, and a root of every tree. Each row beyond its
-        `num_rows` is one of these sequences and has `context_per_row` tokens of context. A round of fewer rows than
-        `fixed` has is one of fewer rows with the same context.
+        `num_rows` is a node of one of these sequences and has `context_per_row` tokens of context; the first one also
+        costs that there are nodes, unless `fixed` says so of itself. A round of fewer rows than `fixed` has is one of
+        fewer rows with the same context.
         """
         curve = self._estimator.curve(max_rows)
         costs = self._estimator.costs()
@@ -62,11 +67,13 @@ class RoundTimeModel:
         times: npt.NDArray[np.float64] = curve[: max_rows + 1] + float(costs @ _quantities(fixed))
         first = min(fixed.num_rows, max_rows + 1)
         times[first:] += (costs[2] * context_per_row) * self._count[: max_rows + 1 - first]
+        if not fixed.has_nodes:
+            times[first + 1 :] += costs[3]
         return times
 
     def as_dict(self) -> dict[str, Any]:
         """What was learned, for export: `seconds` is the curve at `rows`, without sequences and context."""
-        per_sequence, per_context_token, per_context_row = self._estimator.costs().tolist()
+        per_sequence, per_context_token, per_context_row, of_nodes = self._estimator.costs().tolist()
         return {
             "row_sizes": list(self._row_sizes),
             "seed_us": [list(point) for point in self._seed],
@@ -75,6 +82,7 @@ class RoundTimeModel:
             "seconds_per_sequence": per_sequence,
             "seconds_per_context_token": per_context_token,
             "seconds_per_context_row": per_context_row,
+            "seconds_of_nodes": of_nodes,
             "noise": self._estimator.noise,
             "num_observed": self._estimator.num_observed,
             "num_ignored": self._estimator.num_ignored,
@@ -83,4 +91,4 @@ class RoundTimeModel:
 
 def _quantities(load: RoundLoad) -> npt.NDArray[np.float64]:
     """In the order of the costs."""
-    return np.array((load.num_sequences, load.context_tokens, load.context_rows), np.float64)
+    return np.array((load.num_sequences, load.context_tokens, load.context_rows, load.has_nodes), np.float64)
