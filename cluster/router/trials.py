@@ -50,7 +50,7 @@ class Trials:
     """Of one target."""
 
     def __init__(self) -> None:
-        self._drafts = _Savings(0.015, 0.003, seconds=0.25)  # where they are not thought to pay, for some or for all
+        self._drafts = _Savings(0.015, 0.005, seconds=0.25)  # where they are not thought to pay, for some or for all
         self._none = _Savings(0.02, 0.005)  # rounds without drafts where these pay
         self._num_rounds_left, self._num_tried = 0, 0  # of the trial of drafts that is under way
         self._num_plain_rounds_left = 0  # of one without
@@ -72,13 +72,12 @@ class Trials:
     def of_none(self, found: Prospects, best: int) -> bool:
         """Whether a round goes without drafts though they pay (`best` > 0): a few in a row, which feed no drafters.
         What these take is otherwise not seen any more, and whatever slows down rounds with drafts would seem to slow
-        down all. The less is thought to be lost by it, the more often it is tried; and the less likely it is to change
-        anything, the more rarely still."""
+        down all. The less is thought to be lost by it, the more often it is tried."""
         self._num_rounds_left = 0
         if self._num_plain_rounds_left == 0:
-            times_faster = float(found.rates[best] / found.rates[0])
-            lost_s = float(found.seconds[0]) * (1.0 - 1.0 / times_faster)
-            cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * times_faster**2
+            rates = found.rates
+            lost_s = float(found.seconds[0]) * (1.0 - float(rates[0] / rates[best]))
+            cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0])
             if cost_s > self._none.seconds:
                 return False
             self._none.seconds -= cost_s
@@ -113,7 +112,8 @@ class Trials:
             num_drafts = found.num_drafts[found.num_drafts <= most]
             costs = _ROUNDS_OF_TRIAL * _cost_s(found, 0, row_s)[: len(num_drafts)] + catch_up_s[num_drafts]
             chosen = max(1, int(np.flatnonzero(costs <= _MOST_S)[-1]))
-            cost_s = min(float(costs[chosen]), _MOST_S)
+            rates = found.rates
+            cost_s = min(float(costs[chosen]) * _doubt(rates[0], rates[1:].max()), _MOST_S)
             if self._drafts.seconds < cost_s:
                 return 0
             self._drafts.seconds -= cost_s
@@ -122,6 +122,12 @@ class Trials:
             self._num_rounds_left = _ROUNDS_OF_TRIAL + (catch_up_s[self._num_tried] > 0.0)
         self._num_rounds_left -= 1
         return self._num_tried
+
+
+def _doubt(rate: float, other: float) -> float:
+    """As how many times dearer a trial of the other way counts, the less likely it is to change anything: no error of
+    the models that was seen made one of two ways seem twice as fast."""
+    return max(float(rate / other), 1.0) ** 2
 
 
 def _cost_s(found: Prospects, best: int, row_s: float) -> Doubles:

@@ -63,7 +63,7 @@ def test_the_first_size_is_timed_whatever_it_takes() -> None:
 
 
 def test_a_machine_with_slow_moments_has_a_smooth_curve_and_its_usual_speed() -> None:
-    """It is half as fast for four steps, then as fast as it can be for three: in every pass it changes once or twice."""
+    """It is half as fast for four steps, then as fast as it can be for three: it changes in every pass."""
     steps = count()
 
     def time_step(size: int) -> list[float]:

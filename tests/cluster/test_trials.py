@@ -1,0 +1,104 @@
+"""How much of the time goes into rounds against what is thought to pay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cluster.router.prospects import Prospects, num_drafts_to_try
+from cluster.router.trials import Trials
+
+PLAIN_S, DRAFTED_S = 10e-3, 20e-3
+
+
+def _found(times_faster: float, num_sequences: int = 4) -> Prospects:
+    """All drafted for, a round takes twice as long and brings so many times as many tokens a second."""
+    num_drafts = num_drafts_to_try(num_sequences)
+    seconds = np.where(num_drafts == 0, PLAIN_S, DRAFTED_S)
+    gain = num_sequences * (times_faster * DRAFTED_S / PLAIN_S - 1.0)
+    tokens = num_sequences + gain * num_drafts / num_sequences
+    return Prospects(num_drafts, tokens, seconds, np.where(num_drafts == 0, 1e-3, 5e-3))
+
+
+def _rounds_of_drafts(trials: Trials, num_rounds: int, num_sequences: int = 4) -> list[bool]:
+    """Rounds in which none are thought to pay: which of them had drafts."""
+    found, had_drafts = _found(0.8, num_sequences), []
+    for _ in range(num_rounds):
+        trials.begin(num_sequences, drafts_pay=False)
+        catch_up_s = np.zeros(num_sequences + 1)
+        had_drafts.append(trials.of_drafts(found, num_sequences, catch_up_s, row_s=0.0) > 0)
+        trials.save(PLAIN_S)
+    return had_drafts
+
+
+def _rounds_of_none(trials: Trials, num_rounds: int, times_faster: float) -> list[bool]:
+    """Rounds in which all pay: which of them had no drafts."""
+    found, had_none = _found(times_faster), []
+    for _ in range(num_rounds):
+        trials.begin(4, drafts_pay=True)
+        had_none.append(trials.of_none(found, len(found.num_drafts) - 1))
+        trials.save(PLAIN_S if had_none[-1] else DRAFTED_S)
+    return had_none
+
+
+def _trials() -> Trials:
+    """What is set aside to begin with is spent."""
+    trials = Trials()
+    trials._drafts.seconds = 0.0
+    return trials
+
+
+def _rounds_between(trials: Trials, num_sequences: int = 4) -> int:
+    """How long it takes to save up for the next trial of drafts."""
+    trials._drafts.seconds, trials._num_rounds_left = 0.0, 0
+    return _rounds_of_drafts(trials, 2_000, num_sequences).index(True)
+
+
+def test_trials_of_drafts_grow_rare_while_they_change_nothing() -> None:
+    trials = _trials()
+    first, later, last = (sum(_rounds_of_drafts(trials, 4_000)) for _ in range(3))
+    assert first >= later >= last > 0
+    lost_s = DRAFTED_S - PLAIN_S * 0.8 * DRAFTED_S / PLAIN_S
+    assert last * lost_s <= 0.005 * 4_000 * PLAIN_S
+
+
+def test_they_are_as_frequent_as_at_first_once_something_has_changed_and_at_another_load() -> None:
+    trials = _trials()
+    at_first = _rounds_between(trials)
+    _rounds_of_drafts(trials, 8_000)
+    assert _rounds_between(trials) == pytest.approx(3 * at_first, rel=0.02)
+    assert _rounds_between(trials, num_sequences=5) > 2 * at_first, "about as many"
+    at_first_of_more = _rounds_between(_trials(), num_sequences=32)
+    assert _rounds_between(trials, num_sequences=32) == at_first_of_more
+    trials.begin(4, drafts_pay=True)
+    assert _rounds_between(trials) == at_first
+
+
+def test_what_is_nearly_as_fast_is_tried_more_often_than_what_is_far_from_it() -> None:
+    found_near, found_far = _found(0.95), _found(0.5)
+    counts = []
+    for found in (found_near, found_far):
+        trials, num_drafted = _trials(), 0
+        for _ in range(8_000):
+            trials.begin(4, drafts_pay=False)
+            num_drafted += trials.of_drafts(found, 4, np.zeros(5), row_s=0.0) > 0
+            trials.save(PLAIN_S)
+        counts.append(num_drafted)
+    assert counts[0] > 4 * counts[1] > 0
+
+
+def test_the_first_trials_without_drafts_come_soon_and_grow_rare() -> None:
+    trials = Trials()
+    first, *_, last = (sum(_rounds_of_none(trials, 1_000, 1.2)) for _ in range(6))
+    assert first > last > 0
+    had_none = _rounds_of_none(Trials(), 100, 1.2)
+    assert True in had_none
+    start = had_none.index(True)
+    assert had_none[start : start + 5] == [True] * 4 + [False], "a few in a row"
+
+
+def test_what_is_twice_as_fast_is_hardly_ever_doubted() -> None:
+    near, far = (sum(_rounds_of_none(Trials(), 5_000, times_faster)) for times_faster in (1.1, 2.3))
+    assert near > 20 * far > 0
+    cost_s = far * PLAIN_S * (1.0 - 1.0 / 2.3)
+    assert cost_s < 0.002 * 5_000 * DRAFTED_S
