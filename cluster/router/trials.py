@@ -58,10 +58,12 @@ class Trials:
         self._load = _Load()  # the last round's
 
     def save(self, taken_up_s: float) -> None:
-        """A round has taken so long."""
+        """A round has taken so long. Nothing is set aside for rounds without drafts where all are: once drafts pay,
+        trials would follow each other until it is spent."""
         load = self._load
         self._drafts.save(taken_up_s, 0 if load.drafts_pay else load.num_in_vain)
-        self._none.save(taken_up_s, load.num_in_vain if load.drafts_pay else 0)
+        if load.drafts_pay:
+            self._none.save(taken_up_s, load.num_in_vain)
 
     def begin(self, num_sequences: int, drafts_pay: bool) -> None:
         """A round of so many sequences is to be decided about; whether drafts pay, as far as known."""
@@ -77,7 +79,7 @@ class Trials:
         if self._num_plain_rounds_left == 0:
             rates = found.rates
             lost_s = float(found.seconds[0]) * (1.0 - float(rates[0] / rates[best]))
-            cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0])
+            cost_s = min((_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0]), _MOST_S)
             if cost_s > self._none.seconds:
                 return False
             self._none.seconds -= cost_s

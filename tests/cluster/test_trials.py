@@ -102,3 +102,21 @@ def test_what_is_twice_as_fast_is_hardly_ever_doubted() -> None:
     assert near > 20 * far > 0
     cost_s = far * PLAIN_S * (1.0 - 1.0 / 2.3)
     assert cost_s < 0.002 * 5_000 * DRAFTED_S
+
+
+def test_after_a_time_without_drafts_rounds_without_them_are_no_more_frequent() -> None:
+    trials = _trials()
+    _rounds_of_drafts(trials, 20_000)
+    after, fresh = (_rounds_of_none(each, 200, 1.1) for each in (trials, Trials()))
+    assert after == fresh
+
+
+def test_of_a_target_whose_rounds_take_seconds_too_something_is_tried() -> None:
+    trials, num_rounds = Trials(), 2_000
+    found = _found(2.3)._replace(seconds=np.where(num_drafts_to_try(4) == 0, 5.0, 10.0))
+    had_none = []
+    for _ in range(num_rounds):
+        trials.begin(4, drafts_pay=True)
+        had_none.append(trials.of_none(found, len(found.num_drafts) - 1))
+        trials.save(10.0)
+    assert any(had_none)
