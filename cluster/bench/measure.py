@@ -36,13 +36,12 @@ class RunPlan:
 
     def groups(self, cell: Cell) -> list[PromptGroup]:
         """What a cell decodes, a group at a time. A single request at a time needs no lead-in."""
-        if cell.concurrency == 1:
-            return [PromptGroup((prompt,)) for prompt in self.prompts[: self.max_prompts]]
-        size = _PROMPTS_PER_PLACE * cell.concurrency
+        size = 1 if cell.concurrency == 1 else _PROMPTS_PER_PLACE * cell.concurrency
+        num_lead_in = 0 if cell.concurrency == 1 else cell.concurrency
         groups = groups_of(self.prompts, size)
         if self.max_prompts is not None:
             groups = groups[: max(1, self.max_prompts // size)]
-        return [PromptGroup(tuple(group), _lead_in(group[: cell.concurrency])) for group in groups]
+        return [PromptGroup(tuple(group), _lead_in(group[:num_lead_in])) for group in groups]
 
 
 def groups_of(prompts: Sequence[GroupPrompt], size: int) -> list[list[GroupPrompt]]:

@@ -66,11 +66,12 @@ def sweep_of(rows: Sequence[Row], samples: Sequence[Sample]) -> Sweep | None:
 
     Only what was measured in all of them can be the single fixed setting. `rows` are those of the samples.
     """
-    found = {(row.cell, row.arm): row for row in rows}
+    found, rates = {(row.cell, row.arm): row for row in rows}, _rates(samples)
     ratios: dict[Cell, dict[Arm, float]] = defaultdict(dict)  # over each fixed setting
     for cell, arm in found:
         if arm.is_fixed and {(cell, ADAPTIVE), (cell, PLAIN)} <= found.keys():
-            ratios[cell][arm] = _over(cell, arm, samples)
+            mine, theirs = rates[cell, ADAPTIVE], rates[cell, arm]
+            ratios[cell][arm] = statistics.median(mine[repeat] / theirs[repeat] for repeat in mine)
     if not ratios:
         return None
     choices = []
@@ -81,20 +82,14 @@ def sweep_of(rows: Sequence[Row], samples: Sequence[Sample]) -> Sweep | None:
     return Sweep(tuple(choices), tuple(_mean(arm, [over[arm] for over in ratios.values()]) for arm in everywhere))
 
 
-def _over(cell: Cell, arm: Arm, samples: Sequence[Sample]) -> float:
-    """How many times faster the adaptive arm is there, all groups of a repeat together."""
-    mine, theirs = (_rates([s for s in samples if (s.cell, s.arm) == (cell, each)]) for each in (ADAPTIVE, arm))
-    return statistics.median(mine[repeat] / theirs[repeat] for repeat in mine)
-
-
-def _rates(samples: Sequence[Sample]) -> dict[int, float]:
-    """By repeat."""
-    tokens: dict[int, int] = defaultdict(int)
-    seconds: dict[int, float] = defaultdict(float)
+def _rates(samples: Sequence[Sample]) -> dict[tuple[Cell, Arm], dict[int, float]]:
+    """By repeat, all of its groups together."""
+    totals: dict[tuple[Cell, Arm], dict[int, tuple[int, float]]] = defaultdict(dict)
     for sample in samples:
-        tokens[sample.repeat] += sample.decoded.timed_tokens
-        seconds[sample.repeat] += sample.decoded.seconds
-    return {repeat: tokens[repeat] / seconds[repeat] for repeat in tokens}
+        of_arm = totals[sample.cell, sample.arm]
+        tokens, seconds = of_arm.get(sample.repeat, (0, 0.0))
+        of_arm[sample.repeat] = tokens + sample.decoded.timed_tokens, seconds + sample.decoded.seconds
+    return {key: {repeat: n / s for repeat, (n, s) in of_arm.items()} for key, of_arm in totals.items()}
 
 
 def _mean(arm: Arm, ratios: Sequence[float]) -> MeanRatio:

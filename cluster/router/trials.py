@@ -79,12 +79,10 @@ class Trials:
         if self._num_plain_rounds_left == 0:
             rates = found.rates
             lost_s = float(found.seconds[0]) * (1.0 - float(rates[0] / rates[best]))
-            cost_s = min((_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0]), _MOST_S)
-            if cost_s > self._none.seconds:
+            cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0])
+            if not self._may_begin(self._none, cost_s):
                 return False
-            self._none.seconds -= cost_s
             self._num_plain_rounds_left = _PLAIN_ROUNDS_OF_TRIAL
-            self._load.num_in_vain += 1
         self._num_plain_rounds_left -= 1
         return True
 
@@ -115,15 +113,21 @@ class Trials:
             costs = _ROUNDS_OF_TRIAL * _cost_s(found, 0, row_s)[: len(num_drafts)] + catch_up_s[num_drafts]
             chosen = max(1, int(np.flatnonzero(costs <= _MOST_S)[-1]))
             rates = found.rates
-            cost_s = min(float(costs[chosen]) * _doubt(rates[0], rates[1:].max()), _MOST_S)
-            if self._drafts.seconds < cost_s:
+            if not self._may_begin(self._drafts, float(costs[chosen]) * _doubt(rates[0], rates[1:].max())):
                 return 0
-            self._drafts.seconds -= cost_s
-            self._load.num_in_vain += 1
             self._num_tried = int(num_drafts[chosen])
             self._num_rounds_left = _ROUNDS_OF_TRIAL + (catch_up_s[self._num_tried] > 0.0)
         self._num_rounds_left -= 1
         return self._num_tried
+
+    def _may_begin(self, savings: _Savings, cost_s: float) -> bool:
+        """Whether a trial is paid for: then it begins. A full purse pays for any."""
+        cost_s = min(cost_s, _MOST_S)
+        if savings.seconds < cost_s:
+            return False
+        savings.seconds -= cost_s
+        self._load.num_in_vain += 1
+        return True
 
 
 def _doubt(rate: float, other: float) -> float:

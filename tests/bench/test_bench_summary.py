@@ -166,15 +166,17 @@ def test_adaptive_is_compared_with_the_best_of_each_cell_and_the_best_single_set
 
 
 def test_ratios_of_a_sweep_are_medians_over_repeats_in_each_of_which_the_machine_was_the_same() -> None:
-    """Adaptive is 1.2 times as fast in each repeat; the median of its rates is 1.2 times as low as plain decoding's."""
+    """Adaptive is 1.2 times as fast in two of three repeats; its median rate is 0.8 of plain decoding's."""
     samples = []
-    for repeat, (plain_s, adaptive_s) in enumerate(((1.0, 1.0 / 1.2), (3.0, 3.0 / 1.2), (2.0, 2.0 / 1.2), (9.0, 40.0))):
+    for repeat, (plain_s, adaptive_s) in enumerate(((1.0, 1.0 / 1.2), (3.0, 3.0 / 1.2), (2.0, 4.0))):
         samples += [
             _sample(arm, repeat, group, seconds)
             for arm, seconds in ((PLAIN, plain_s), (ADAPTIVE, adaptive_s))
             for group in range(2)
         ]
-    sweep = sweep_of(summarise(samples), samples)
+    rows = summarise(samples)
+    assert rows[1].tokens_per_second / rows[0].tokens_per_second == pytest.approx(0.8)
+    sweep = sweep_of(rows, samples)
     assert sweep is not None
     assert sweep.cells[0].over_best == sweep.cells[0].over_plain == pytest.approx(1.2)
 

@@ -20,9 +20,9 @@ def _found(times_faster: float, num_sequences: int = 4) -> Prospects:
     return Prospects(num_drafts, tokens, seconds, np.where(num_drafts == 0, 1e-3, 5e-3))
 
 
-def _rounds_of_drafts(trials: Trials, num_rounds: int, num_sequences: int = 4) -> list[bool]:
+def _rounds_of_drafts(trials: Trials, num_rounds: int, num_sequences: int = 4, times_faster: float = 0.8) -> list[bool]:
     """Rounds in which none are thought to pay: which of them had drafts."""
-    found, had_drafts = _found(0.8, num_sequences), []
+    found, had_drafts = _found(times_faster, num_sequences), []
     for _ in range(num_rounds):
         trials.begin(num_sequences, drafts_pay=False)
         catch_up_s = np.zeros(num_sequences + 1)
@@ -31,13 +31,14 @@ def _rounds_of_drafts(trials: Trials, num_rounds: int, num_sequences: int = 4) -
     return had_drafts
 
 
-def _rounds_of_none(trials: Trials, num_rounds: int, times_faster: float) -> list[bool]:
-    """Rounds in which all pay: which of them had no drafts."""
+def _rounds_of_none(trials: Trials, num_rounds: int, times_faster: float, slower: float = 1.0) -> list[bool]:
+    """Rounds in which all pay: which of them had no drafts. `slower`: so many times as long do all rounds take."""
     found, had_none = _found(times_faster), []
+    found = found._replace(seconds=found.seconds * slower, between_s=found.between_s * slower)
     for _ in range(num_rounds):
         trials.begin(4, drafts_pay=True)
         had_none.append(trials.of_none(found, len(found.num_drafts) - 1))
-        trials.save(PLAIN_S if had_none[-1] else DRAFTED_S)
+        trials.save(slower * (PLAIN_S if had_none[-1] else DRAFTED_S))
     return had_none
 
 
@@ -75,16 +76,8 @@ def test_they_are_as_frequent_as_at_first_once_something_has_changed_and_at_anot
 
 
 def test_what_is_nearly_as_fast_is_tried_more_often_than_what_is_far_from_it() -> None:
-    found_near, found_far = _found(0.95), _found(0.5)
-    counts = []
-    for found in (found_near, found_far):
-        trials, num_drafted = _trials(), 0
-        for _ in range(8_000):
-            trials.begin(4, drafts_pay=False)
-            num_drafted += trials.of_drafts(found, 4, np.zeros(5), row_s=0.0) > 0
-            trials.save(PLAIN_S)
-        counts.append(num_drafted)
-    assert counts[0] > 4 * counts[1] > 0
+    near, far = (sum(_rounds_of_drafts(_trials(), 8_000, times_faster=times)) for times in (0.95, 0.5))
+    assert near > 4 * far > 0
 
 
 def test_the_first_trials_without_drafts_come_soon_and_grow_rare() -> None:
@@ -112,11 +105,4 @@ def test_after_a_time_without_drafts_rounds_without_them_are_no_more_frequent() 
 
 
 def test_of_a_target_whose_rounds_take_seconds_too_something_is_tried() -> None:
-    trials, num_rounds = Trials(), 2_000
-    found = _found(2.3)._replace(seconds=np.where(num_drafts_to_try(4) == 0, 5.0, 10.0))
-    had_none = []
-    for _ in range(num_rounds):
-        trials.begin(4, drafts_pay=True)
-        had_none.append(trials.of_none(found, len(found.num_drafts) - 1))
-        trials.save(10.0)
-    assert any(had_none)
+    assert any(_rounds_of_none(Trials(), 2_000, 2.3, slower=500.0))

@@ -73,10 +73,10 @@ class RoundLoad:
             num_sequences += 1
             context_tokens += prefill.start
             context_rows += count * prefill.start + count * (count - 1) // 2
-        num_rows += sum([count for count, _ in trees])
+        num_tree_rows = sum([count for count, _ in trees])
+        num_rows += num_tree_rows
         num_sequences += len(trees)
         context_tokens += sum([root_position for _, root_position in trees])
         context_rows += sum([count * root_position for count, root_position in trees])
-        return cls(
-            num_rows, num_sequences, context_tokens, context_rows, max([count for count, _ in trees], default=0) > 1
-        )
+        has_nodes = num_tree_rows > len(trees)  # a root each
+        return cls(num_rows, num_sequences, context_tokens, context_rows, has_nodes)
