@@ -8,6 +8,7 @@ builder.learn(batch, committed)                 # before the histories are told 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
@@ -27,8 +28,8 @@ from dflash_core.trees.selection import Selection, select_nodes, take_nodes
 from dflash_core.trees.worth import Worth
 
 _FIRST_THRESHOLD = 0.05
-# A search is begun a little below where the nodes of the one before ended.
-_BELOW_LAST = 0.7
+# A search is begun below where the nodes of the one before ended: by so many times as far as ends lie from one another.
+_BELOW_LAST, _FIRST_CHANGE, _CHANGE_STEP = 2.5, 0.3, 0.1
 # Where its nodes do not do it is repeated with a threshold lower by this factor, where they are too many higher.
 _STEP = 4.0
 
@@ -75,7 +76,7 @@ class TreeBuilder:
         self.histories = histories
         self._worth = worth
         self._no_histories = TokenHistories(window=8)
-        self._threshold = _FIRST_THRESHOLD
+        self._last, self._change = _FIRST_THRESHOLD, _FIRST_CHANGE  # cutoff, and by how much its logarithm changes
         self._warm_up()
 
     def build(self, candidates: Sequence[TreeCandidates], budget: NodeBudget) -> TreeBatch:
@@ -97,7 +98,7 @@ class TreeBuilder:
 
     def _search(self, packed: Candidates, costs: npt.NDArray[np.float64]) -> tuple[Found, Selection]:
         """Nodes among which all are that pay, and which of them do; both whatever the threshold was to begin with."""
-        threshold, too_high = self._threshold, MAX_WEIGHT
+        threshold, too_high = max(NEGLIGIBLE, self._last * math.exp(-_BELOW_LAST * self._change)), MAX_WEIGHT
         capacity = 2 * len(costs) + 1024
         while True:
             found = find_nodes(packed, self._arrays(), self.model.parameters, threshold, capacity)
@@ -114,7 +115,8 @@ class TreeBuilder:
             too_high = threshold
             threshold = max(threshold / _STEP, NEGLIGIBLE)
         last = min(chosen.cutoff, 1.0) if chosen.num_taken else _FIRST_THRESHOLD
-        self._threshold = max(NEGLIGIBLE, _BELOW_LAST * last)
+        self._change += _CHANGE_STEP * (abs(math.log(last / self._last)) - self._change)
+        self._last = last
         return found, chosen
 
     def learn(self, batch: TreeBatch, committed: Sequence[Sequence[int]]) -> None:
@@ -146,4 +148,4 @@ class TreeBuilder:
         slot = self._no_histories.open()
         self._no_histories.extend([slot], [[0]])
         self._no_histories.close(slot)
-        self._threshold = _FIRST_THRESHOLD
+        self._last, self._change = _FIRST_THRESHOLD, _FIRST_CHANGE

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dflash_core.jit import jit, jit_borrowing
+from dflash_core.trees.falling import falling
 from dflash_core.trees.packed import FLOOR, Found
 from dflash_core.trees.scoring import Doubles, Ints, Longs
 
@@ -38,12 +39,12 @@ def select_nodes(found: Found, costs: Doubles, threshold: float) -> Selection:
         costs: `[most nodes + 1]`, finite.
         threshold: no node that was not found has a larger key.
     """
-    return _select(np.sort(found.keys)[::-1], found.is_complete, costs, threshold)
+    return _select(falling(found.keys), found.is_complete, costs, threshold)
 
 
 @jit_borrowing
 def _select(keys: Doubles, is_complete: bool, costs: Doubles, threshold: float) -> Selection:
-    """`keys [nodes]` in falling order. Sorted before: numba's sort takes several times as long as numpy's."""
+    """`keys [nodes]` in falling order."""
     most = len(costs) - 1
     num_found = min(len(keys), most)
     gain, best_value, num_taken = 0.0, -np.inf, 0
