@@ -35,11 +35,20 @@ def jit_borrowing(function: _Function) -> _Function:
     return _compiled(function, counts_references=False)
 
 
-def _compiled(function: _Function, counts_references: bool) -> _Function:
+def jit_relaxed(liberty: str) -> Callable[[_Function], _Function]:
+    """As `jit_borrowing`, where the compiler may round otherwise than it is written.
+
+    `liberty`: "contract", a product and the sum that it goes into are one instruction; "reassoc", sums are taken in any
+    order.
+    """
+    return lambda function: _compiled(function, counts_references=False, fastmath={liberty})
+
+
+def _compiled(function: _Function, counts_references: bool, fastmath: set[str] | bool = False) -> _Function:
     given = _SETTINGS.CACHE_DIR
     _SETTINGS.CACHE_DIR = str(_cache_folder(Path(function.__code__.co_filename).parent, given))
     try:
-        return cast(_Function, _njit(cache=True, nogil=True, _nrt=counts_references)(function))
+        return cast(_Function, _njit(cache=True, nogil=True, _nrt=counts_references, fastmath=fastmath)(function))
     finally:
         _SETTINGS.CACHE_DIR = given
 

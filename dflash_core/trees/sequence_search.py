@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dflash_core.jit import jit, jit_borrowing
-from dflash_core.trees.exponential import exponentials, whole_row
+from dflash_core.trees.exponential import exponentials, sum_of, whole_row
 from dflash_core.trees.matches import Histories, Shorts, bigram_bucket, is_marked, longest_match
 from dflash_core.trees.packed import NEGLIGIBLE, Candidates, Found
 from dflash_core.trees.scoring import (
     LONGEST_MATCH,
     NOT_A_CANDIDATE,
+    RANK_BIAS,
+    SLOPE,
     Doubles,
     Floats,
     Ints,
@@ -22,7 +24,6 @@ from dflash_core.trees.scoring import (
     is_candidate,
     log_left,
     log_of,
-    log_weight,
     match_weight,
     none_weight,
     rank_bucket,
@@ -53,6 +54,9 @@ class Scratch(NamedTuple):
 
     path: npt.NDArray[Any]  # [levels] of _NODE, the root's first
     tail: Ints  # [LONGEST_MATCH], the last tokens of a path
+    biases: Doubles  # [2, whole row of ranks], of a candidate's weight, on the spine and off it
+    biases_of: Longs  # [1], the class they are of; −1: none yet
+    logs: Doubles  # [levels, whole row of ranks], log q of the candidates of the depth below
     # Of the depth below a level, on the spine and off it; the same for many nodes.
     weights: Doubles  # [2 × levels, whole row of ranks], of its candidates
     shares: Doubles  # the same, over the total
@@ -69,6 +73,9 @@ def new_scratch(num_levels: int, most_ranks: int) -> Scratch:
     return Scratch(
         np.zeros(num_levels, _NODE),
         np.empty(LONGEST_MATCH, np.int32),
+        np.zeros((2, width), np.float64),
+        np.full(1, -1, np.int64),
+        np.zeros((num_levels, width), np.float64),
         np.zeros((2 * num_levels, width), np.float64),
         np.zeros((2 * num_levels, width), np.float64),
         np.empty(2 * num_levels, np.float64),
@@ -101,29 +108,38 @@ def _find_match(
 
 
 @jit_borrowing
-def _count(scratch: Scratch, level: int, scores: Floats, first: int, num_ranks: int) -> None:
-    """Notes what `scratch` holds of the candidates of the depth below; `first`: where their scores start."""
-    num_listed, said, total = 0, scratch.shares[2 * level], 0.0
-    while num_listed < num_ranks and is_candidate(scores[first + num_listed]):
-        said[num_listed] = log_of(scores[first + num_listed])
-        num_listed += 1
-    exponentials(said, num_listed, scratch.powers)
-    for rank in range(num_listed):
-        total += said[rank]
-    scratch.num_listed[level], scratch.left[level] = num_listed, log_left(total)
+def _look_up_biases(scratch: Scratch, tables: Doubles, of_class: int) -> None:
+    """Rank by rank, so that weighing takes several ranks at a time."""
+    if scratch.biases_of[0] == of_class:
+        return
+    for is_off_spine in range(2):
+        table, biases = tables[is_off_spine], scratch.biases[is_off_spine]
+        for rank in range(len(biases)):
+            biases[rank] = table[RANK_BIAS, rank_bucket(rank)]
+    scratch.biases_of[0] = of_class
 
 
 @jit_borrowing
-def _weigh(scratch: Scratch, level: int, at: int, table: Doubles, scores: Floats, first: int) -> None:
-    """Notes the weights of the candidates of the depth below, which are counted, and their sum; `at`: their place."""
-    deep, num_listed = depth_bucket(level + 1), scratch.num_listed[level]
-    weights, shares, total = scratch.weights[at], scratch.shares[at], 0.0
+def _count(scratch: Scratch, level: int, scores: Floats, first: int, num_ranks: int) -> None:
+    """Notes what `scratch` holds of the candidates of the depth below; `first`: where their scores start."""
+    num_listed, logs, said = 0, scratch.logs[level], scratch.shares[2 * level]
+    while num_listed < num_ranks and is_candidate(scores[first + num_listed]):
+        logs[num_listed] = said[num_listed] = log_of(scores[first + num_listed])
+        num_listed += 1
+    exponentials(said, num_listed, scratch.powers)
+    scratch.num_listed[level], scratch.left[level] = num_listed, log_left(sum_of(said, num_listed))
+
+
+@jit_borrowing
+def _weigh(scratch: Scratch, level: int, is_off_spine: int, table: Doubles) -> None:
+    """Notes the weights of the candidates of the depth below, which are counted, and their sum."""
+    deep, num_listed, at = depth_bucket(level + 1), scratch.num_listed[level], 2 * level + is_off_spine
+    logs, biases, slope = scratch.logs[level], scratch.biases[is_off_spine], table[SLOPE, deep]
+    weights, shares = scratch.weights[at], scratch.shares[at]
     for rank in range(num_listed):
-        weights[rank] = log_weight(table, deep, rank_bucket(rank), log_of(scores[first + rank]))
+        weights[rank] = slope * logs[rank] + biases[rank]
     exponentials(weights, num_listed, scratch.powers)
-    for rank in range(num_listed):
-        total += weights[rank]
-    total += none_weight(table, deep, scratch.left[level])
+    total = sum_of(weights, num_listed) + none_weight(table, deep, scratch.left[level])
     scratch.totals[at] = total
     for rank in range(num_listed):
         shares[rank] = weights[rank] / total
@@ -184,6 +200,7 @@ def search_sequence(
     history_len = histories.lens[slot] if candidates.slots[sequence] >= 0 else 0
     history, marks = histories.tokens[slot], histories.marks[slot]
     links, heads = histories.links[slot], histories.heads[slot]
+    _look_up_biases(scratch, tables, candidates.classes[sequence])
     scratch.likeliest[:] = _UNWEIGHED
     scratch.num_listed[:] = _UNKNOWN
     end, has_less_likely = begin, False
@@ -192,7 +209,7 @@ def search_sequence(
     token = history[history_len - 1] if history_len > 0 else candidates.roots[sequence]
     match_token, match_len, match_rank, match_probability, total = -1, 0, -1, -1.0, 0.0
     _count(scratch, 0, scores, offset, num_ranks)
-    _weigh(scratch, 0, 0, tables[0], scores, offset)
+    _weigh(scratch, 0, 0, tables[0])
     may_match = history_len > 1 and is_marked(marks, bigram_bucket(history[history_len - 2], token, len(heads)))
     while True:
         if may_match:
@@ -247,10 +264,9 @@ def search_sequence(
         is_child_off = is_off_spine if rank == 0 else 1
         at = 2 * below + is_child_off
         if scratch.likeliest[at] == _UNWEIGHED:
-            first = offset + below * num_ranks
             if scratch.num_listed[below] == _UNKNOWN:
-                _count(scratch, below, scores, first, num_ranks)
-            _weigh(scratch, below, at, tables[is_child_off], scores, first)
+                _count(scratch, below, scores, offset + below * num_ranks, num_ranks)
+            _weigh(scratch, below, is_child_off, tables[is_child_off])
         may_match = history_len > 1 and is_marked(marks, bigram_bucket(token, child, len(heads)))
         # Most nodes have no children that are likely enough, and need not be entered.
         if not may_match:
