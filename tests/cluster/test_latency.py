@@ -268,7 +268,8 @@ def test_drafts_are_predicted_with_their_spread(seed: tuple[tuple[int, int], ...
     assert np.mean(expected) == pytest.approx(1.0, abs=0.08)
     for share in (0.5, 0.95):
         within = np.mean([draft(blocks) <= model.quantile(blocks, share) for blocks in sizes])
-        assert within == pytest.approx(share, abs=0.15 if share == 0.5 else 0.04)
+        # Of the last 256 ratios' p95 alone, 0.05 is 3.7 standard errors.
+        assert within == pytest.approx(share, abs=0.15 if share == 0.5 else 0.05)
 
 
 def test_slow_answers_are_in_the_quantile_and_not_in_the_mean() -> None:

@@ -25,6 +25,8 @@ from dflash_core.contracts import (
 OK = OutcomeStatus.OK
 NO_TOKENS = np.empty(0, np.int32)
 
+_ANYTHING = np.full(3, -np.inf)  # of a state's least
+
 
 @given(st.lists(st.tuples(st.integers(-50, 50), st.integers(1, 9)), min_size=1, max_size=12))
 def test_the_nearest_non_decreasing_sequence(points: list[tuple[int, int]]) -> None:
@@ -42,20 +44,21 @@ def test_the_nearest_non_decreasing_sequence(points: list[tuple[int, int]]) -> N
 
 
 def test_the_filter_is_the_textbook_s_with_inverses() -> None:
-    """In the information form; the noise and the drift of each step are read from the filter."""
+    """In the information form; the noise and the drift of each step is what the filter held before it."""
     rng = np.random.default_rng(0)
     truth = np.array([0.3, -0.2, 0.5])
     change = np.diag([1.0, 0.25, 0.04]) + 0.05
-    found = RobustFilter(np.zeros(3), np.diag([1.0, 2.0, 0.5]))
+    found = RobustFilter(np.zeros(3), np.diag([1.0, 2.0, 0.5]), _ANYTHING[:3])
     mean, covariance = found.mean.copy(), found.covariance.copy()
     for _ in range(30):
         row = rng.uniform(0.1, 1.0, 3)
         deviation = float(row @ truth + 0.02 * rng.standard_normal() - row @ mean)
+        noise = found.noise
         found.observe(row, deviation, change)
         direction = change @ row / (row @ change @ row)
-        prior = np.linalg.inv(covariance + (0.05 * found.noise) ** 2 * np.outer(direction, direction))
-        covariance = np.linalg.inv(prior + np.outer(row, row) / found.noise**2)
-        mean = mean + covariance @ row * deviation / found.noise**2
+        prior = np.linalg.inv(covariance + (0.05 * noise) ** 2 * np.outer(direction, direction))
+        covariance = np.linalg.inv(prior + np.outer(row, row) / noise**2)
+        mean = mean + covariance @ row * deviation / noise**2
         np.testing.assert_allclose(found.mean, mean, rtol=1e-7)
         np.testing.assert_allclose(found.covariance, covariance, rtol=1e-7)
     assert found.num_ignored == 0
@@ -65,7 +68,7 @@ def test_the_filter_is_the_textbook_s_with_inverses() -> None:
 @pytest.mark.parametrize("side", [1.0, -1.0])
 def test_the_fifth_outlier_of_ten_on_a_side_is_believed(side: float) -> None:
     one = np.ones(1)
-    found = RobustFilter(np.zeros(1), np.full((1, 1), 1e-4))
+    found = RobustFilter(np.zeros(1), np.full((1, 1), 1e-4), _ANYTHING[:1])
     for index in range(8):
         assert found.mean[0] == 0.0
         found.observe(one, 0.0 if index % 2 else side * (2.0 + index), np.eye(1))
@@ -74,15 +77,23 @@ def test_the_fifth_outlier_of_ten_on_a_side_is_believed(side: float) -> None:
     assert found.mean[0] == pytest.approx(side * 6.0, rel=0.02)  # the median of 2, 4, 6, 8 and 100
 
 
+def test_the_state_never_falls_below_its_least() -> None:
+    found = RobustFilter(np.array([0.5, 0.5]), np.eye(2), np.array([0.0, -np.inf]))
+    for _ in range(50):
+        found.observe(np.ones(2), -0.1 - found.mean.sum(), np.eye(2))
+        assert found.mean[0] >= 0.0
+    np.testing.assert_allclose(found.mean.sum(), -0.1, atol=0.01)
+
+
 def test_outliers_on_both_sides_are_not_believed() -> None:
-    found = RobustFilter(np.zeros(1), np.full((1, 1), 1e-4))
+    found = RobustFilter(np.zeros(1), np.full((1, 1), 1e-4), _ANYTHING[:1])
     for index in range(10):
         found.observe(np.ones(1), (0.0, 5.0, -5.0)[index % 3], np.eye(1))
     assert found.mean[0] == 0.0
 
 
 def test_the_uncertainty_of_what_is_not_observed_does_not_grow() -> None:
-    found = RobustFilter(np.zeros(2), np.eye(2))
+    found = RobustFilter(np.zeros(2), np.eye(2), _ANYTHING[:2])
     for _ in range(500):
         found.observe(np.array([1.0, 0.0]), 0.01, np.eye(2))
     assert found.covariance[1, 1] == 1.0

@@ -74,7 +74,8 @@ class LatencyEstimator:
         self._costs = slice(1 + num_knots, 1 + num_knots + num_costs)
         mean = np.concatenate([np.zeros(1 + num_knots), self._expected])
         costs_spread = np.array([cost.spread for cost in costs], np.float64)
-        self._filter = RobustFilter(mean, self._covariance(spread.speed, spread.shape, costs_spread))
+        least = np.concatenate([np.full(1 + num_knots, -np.inf), np.zeros(num_costs)])
+        self._filter = RobustFilter(mean, self._covariance(spread.speed, spread.shape, costs_spread), least)
         self._change = self._covariance(_CHANGE_SPEED, _CHANGE_SHAPE, costs_spread)
         self._places = ladder.places(1)
         # By the state as it is, made when they are read: many steps are observed whose curve nobody asks for.
@@ -132,21 +133,18 @@ class LatencyEstimator:
         """A step of `size` with `quantities [num_costs]` took `seconds`."""
         state = self._filter.mean
         left, weight, scale = self._place(size)
-        row, expected = _linearised(self._log_seed, state, left, weight, scale, self._units * quantities)
-        deviation = math.log(max(seconds, _LEAST_SECONDS) / expected) - state[0]
-        if len(self._units):
-            _set_change_of_costs(self._change, state, self._expected)
-        self._filter.observe(row, deviation, self._change)
-        if len(self._units):
-            np.maximum(state[self._costs], 0.0, out=state[self._costs])
+        row, expected = _linearised(
+            self._log_seed, state, left, weight, scale, self._units, quantities, self._expected, self._change
+        )
+        self._filter.observe(row, math.log(max(seconds, _LEAST_SECONDS) / expected) - state[0], self._change)
         self._knot_times = self._cost_seconds = self._curve = None
 
     def _warm_up(self) -> None:
         """Compiles (or loads from the cache) the kernels, so that the first round does not wait for them."""
         self._places.times(self.knot_times(), 1)
-        row, _ = _linearised(self._log_seed, self._filter.mean, 0, 0.0, 1.0, np.zeros(len(self._units)))
-        _set_change_of_costs(self._change, self._filter.mean, self._expected)
-        RobustFilter(self._filter.mean, self._filter.covariance).observe(row, 0.0, self._change)
+        state, nothing = self._filter.mean, np.zeros(len(self._units))
+        row, _ = _linearised(self._log_seed, state, 0, 0.0, 1.0, self._units, nothing, self._expected, self._change)
+        RobustFilter(state, self._filter.covariance, state).observe(row, 0.0, self._change)
 
     def _place(self, size: int) -> tuple[int, float, float]:
         places = self._places_with(size)
@@ -181,29 +179,27 @@ def _knot_times(log_seed: Floats, state: Floats, covariance: Floats) -> Floats:
 
 @jit
 def _linearised(
-    log_seed: Floats, state: Floats, left: int, weight: float, scale: float, quantities: Floats
+    log_seed: Floats,
+    state: Floats,
+    left: int,
+    weight: float,
+    scale: float,
+    unit_seconds: Floats,  # [num_costs], as the next two
+    quantities: Floats,
+    expected_costs: Floats,
+    change: Floats,  # [state, state], of which costs are set: they change by a share of what they are
 ) -> tuple[Floats, float]:
-    """`[state]` by how much the logarithm of a step's time grows with each of the state, and the time at speed 1.
-
-    `quantities [num_costs]`: in seconds, were the state of each cost 1.
-    """
+    """`[state]` by how much the logarithm of a step's time grows with each of the state, and the time at speed 1."""
     row = np.zeros(len(state))
     low = scale * (1.0 - weight) * math.exp(log_seed[left] + state[1 + left])
     high = scale * weight * math.exp(log_seed[left + 1] + state[2 + left])
     row[1 + left], row[2 + left] = low, high
     expected, first_cost = low + high, 1 + len(log_seed)
     for cost in range(len(quantities)):
-        row[first_cost + cost] = quantities[cost]
-        expected += quantities[cost] * state[first_cost + cost]
+        place = first_cost + cost
+        row[place] = unit_seconds[cost] * quantities[cost]
+        expected += row[place] * state[place]
+        change[place, place] = (_CHANGE_COST * max(state[place], expected_costs[cost])) ** 2
     row /= expected
     row[0] = 1.0
     return row, expected
-
-
-@jit
-def _set_change_of_costs(change: Floats, state: Floats, expected_costs: Floats) -> None:
-    """`change [state, state]`: a cost is likely to change by a share of what it is, or was expected to be."""
-    first_cost = len(state) - len(expected_costs)
-    for cost in range(len(expected_costs)):
-        likely = _CHANGE_COST * max(state[first_cost + cost], expected_costs[cost])
-        change[first_cost + cost, first_cost + cost] = likely**2

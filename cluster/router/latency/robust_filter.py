@@ -31,10 +31,11 @@ class RobustFilter:
     likely to change. The noise is the median of the deviations, which outliers do not move.
     """
 
-    def __init__(self, mean: Floats, covariance: Floats) -> None:
-        """`mean [n]` and `covariance [n, n]` of the state before any observation."""
+    def __init__(self, mean: Floats, covariance: Floats, least: Floats) -> None:
+        """`mean [n]` and `covariance [n, n]` of the state before any observation; it never falls below `least [n]`."""
         self.mean = mean.copy()
         self.covariance = covariance.copy()
+        self._least = least
         self.noise = _FIRST_NOISE  # standard deviation
         self.num_observed = 0
         self.num_ignored = 0
@@ -46,20 +47,21 @@ class RobustFilter:
         `change [n, n]`: the covariance of how the state changes over time, by its directions; its scale is of no
         matter.
         """
-        spread = math.sqrt(_variance(self.covariance, row) + self.noise**2)
+        drift = _FORGETTING * self.noise
+        state = (self.mean, self.covariance, self._least, row)
+        spread = _absorb(*state, deviation, change, drift, self.noise, _LIMIT)
         self.num_observed += 1
         is_outlier = abs(deviation) > _LIMIT * spread
         self._outliers.append(deviation if is_outlier else 0.0)
-        self._note_noise(abs(deviation) > _MEDIAN * spread)
-        drift = _FORGETTING * self.noise
         if is_outlier:
             same_side = [other for other in self._outliers if other * deviation > 0.0]
             if len(same_side) <= _MOST_OUTLIERS:
                 self.num_ignored += 1
-                return
-            deviation = drift = float(np.median(same_side))
-            self._outliers.clear()
-        _absorb(self.mean, self.covariance, row, deviation, change, drift, self.noise)
+            else:
+                median = float(np.median(same_side))
+                _absorb(*state, median, change, median, self.noise, math.inf)
+                self._outliers.clear()
+        self._note_noise(abs(deviation) > _MEDIAN * spread)
 
     def _note_noise(self, is_above_median: bool) -> None:
         step = _NOISE_STEP if is_above_median else -_NOISE_STEP
@@ -85,22 +87,24 @@ def _dot(one: Floats, other: Floats) -> float:
 
 
 @jit
-def _variance(covariance: Floats, row: Floats) -> float:
-    """Of what an observation is expected to be."""
-    return _dot(row, _times(covariance, row))
-
-
-@jit
 def _absorb(
     mean: Floats,  # [n], changed
     covariance: Floats,  # [n, n], changed
+    least: Floats,  # [n]
     row: Floats,
     deviation: float,
     change: Floats,
     drift: float,  # standard deviation of what may have changed, seen through the row
     noise: float,
-) -> None:
-    """The state may have drifted in the direction of what is likely to change; then the observation is taken in."""
+    limit: float,  # in standard deviations; a larger deviation changes nothing
+) -> float:
+    """The state may have drifted in the direction of what is likely to change; then the observation is taken in.
+
+    Returns by how much such observations were expected to deviate.
+    """
+    spread = math.sqrt(_dot(row, _times(covariance, row)) + noise**2)
+    if abs(deviation) > limit * spread:
+        return spread
     direction = _times(change, row)
     direction *= drift / _dot(row, direction)
     for i in range(len(mean)):
@@ -109,6 +113,7 @@ def _absorb(
     gained = _times(covariance, row)
     variance = _dot(row, gained) + noise**2
     for i in range(len(mean)):
-        mean[i] += gained[i] * (deviation / variance)
+        mean[i] = max(least[i], mean[i] + gained[i] * (deviation / variance))
         for j in range(len(mean)):
             covariance[i, j] -= gained[i] * gained[j] / variance
+    return spread

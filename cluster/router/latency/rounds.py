@@ -10,6 +10,9 @@ import numpy.typing as npt
 from cluster.router.latency.estimator import SEEDED, UNSEEDED, Cost, LatencyEstimator
 from cluster.router.latency.ladder import Ladder
 from cluster.router.latency.load import RoundLoad
+from dflash_core.jit import jit
+
+Floats = npt.NDArray[np.float64]
 
 _WITHOUT_SEED = (10e-3, 0.1e-3)  # seconds of any round, and of each row on top
 
@@ -42,7 +45,6 @@ class RoundTimeModel:
         )
         self._ladder = ladder
         self._estimator = LatencyEstimator(ladder, costs, SEEDED if seed else UNSEEDED)
-        self._count: npt.NDArray[np.float64] = np.empty(0)  # 0, 1, 2, …
 
     def observe(self, load: RoundLoad, seconds: float) -> None:
         """A round took `seconds`, from the request sent to the result received. One without rows tells nothing."""
@@ -52,7 +54,7 @@ class RoundTimeModel:
     def seconds(self, load: RoundLoad) -> float:
         return self._estimator.seconds(load.num_rows) + float(self._estimator.costs() @ _quantities(load))
 
-    def table(self, max_rows: int, fixed: RoundLoad, context_per_row: float) -> npt.NDArray[np.float64]:
+    def table(self, max_rows: int, fixed: RoundLoad, context_per_row: float) -> Floats:
         """`[max_rows + 1]` seconds of a round with 0, 1, … `max_rows` rows in all; never falling.
 
         `fixed` is what the round holds whatever is added: chunks, and a root of every tree. Each row beyond its
@@ -62,14 +64,8 @@ class RoundTimeModel:
         """
         curve = self._estimator.curve(max_rows)
         costs = self._estimator.costs()
-        if len(self._count) <= max_rows:
-            self._count = np.arange(max_rows + 1, dtype=np.float64)
-        times: npt.NDArray[np.float64] = curve[: max_rows + 1] + float(costs @ _quantities(fixed))
-        first = min(fixed.num_rows, max_rows + 1)
-        times[first:] += (costs[2] * context_per_row) * self._count[: max_rows + 1 - first]
-        if not fixed.has_nodes:
-            times[first + 1 :] += costs[3]
-        return times
+        fixed_s, of_nodes_s = float(costs @ _quantities(fixed)), 0.0 if fixed.has_nodes else float(costs[3])
+        return _table(curve, max_rows + 1, fixed_s, fixed.num_rows, costs[2] * context_per_row, of_nodes_s)
 
     def as_dict(self) -> dict[str, Any]:
         """What was learned, for export: `seconds` is the curve at `rows`, without sequences and context."""
@@ -89,6 +85,15 @@ class RoundTimeModel:
         }
 
 
-def _quantities(load: RoundLoad) -> npt.NDArray[np.float64]:
+@jit
+def _table(curve: Floats, num_sizes: int, fixed_s: float, first: int, per_row_s: float, of_nodes_s: float) -> Floats:
+    """In one pass: a target's thousands of sizes are looked up several times a round."""
+    times = curve[:num_sizes] + fixed_s
+    for size in range(first + 1, num_sizes):
+        times[size] += (size - first) * per_row_s + of_nodes_s
+    return times
+
+
+def _quantities(load: RoundLoad) -> Floats:
     """In the order of the costs."""
     return np.array((load.num_sequences, load.context_tokens, load.context_rows, load.has_nodes), np.float64)
