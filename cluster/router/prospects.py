@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -34,24 +34,23 @@ def shape_at(nodes_per_draft: float) -> float:
     return float(low + min(place - left, 1.0) * (high - low))
 
 
-class Prospects(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Prospects:
     """One entry per number of drafts, rising from 0, each with as many nodes per draft as suit it best."""
 
     num_drafts: Longs
     tokens: Doubles  # of a round, weighted
     seconds: Doubles  # of the target's time that a round takes up
     between_s: Doubles  # from a result to the next request
+    rates: Doubles = field(init=False)  # tokens per second
+    # The place of the best rate; that without drafts, unless others are thought to be clearly better.
+    best: int = field(init=False)
 
-    @property
-    def rates(self) -> Doubles:
-        return self.tokens / self.seconds
-
-    @property
-    def best(self) -> int:
-        """The place of the best rate; that without drafts, unless others are thought to be clearly better."""
-        rates = self.rates
-        best = int(np.argmax(rates))
-        return best if rates[best] > _ADVANTAGE * rates[0] else 0
+    def __post_init__(self) -> None:
+        rates = self.tokens / self.seconds
+        best = int(rates.argmax())
+        object.__setattr__(self, "rates", rates)
+        object.__setattr__(self, "best", best if rates[best] > _ADVANTAGE * rates[0] else 0)
 
 
 @functools.cache
@@ -88,6 +87,7 @@ def prospects(
     between_s: Doubles,  # [len(num_drafts)], from a result to the next request
     num_micro_batches: int,
     nodes_per_draft: Doubles,  # to try, rising
+    overruns: tuple[float, float] = (1.0, 1.0),  # so many times as long do rounds take, without drafts and with
 ) -> Prospects:
     """Each number of drafts goes to those sequences that gain most."""
     tokens, seconds = np.empty(len(num_drafts)), np.empty(len(num_drafts))
@@ -100,6 +100,7 @@ def prospects(
         between_s,
         num_micro_batches,
         nodes_per_draft,
+        *overruns,
         tokens,
         seconds,
     )
@@ -116,6 +117,8 @@ def _choose_sizes(
     between_s: Doubles,
     num_micro_batches: int,
     nodes_per_draft: Doubles,
+    plain_overrun: float,
+    drafted_overrun: float,
     tokens: Doubles,  # [len(num_drafts)], written
     seconds: Doubles,  # the same
 ) -> None:
@@ -131,6 +134,7 @@ def _choose_sizes(
                 break
             written = sure_tokens + gain * shape_at(nodes_per_draft[size])
             taken_up_s = cycle_s(verify_s[min(rows, most_rows)], between_s[place], num_micro_batches)
+            taken_up_s *= plain_overrun if num_drafts[place] == 0 else drafted_overrun
             if written / taken_up_s > best_rate:
                 best_rate = written / taken_up_s
                 tokens[place], seconds[place] = written, taken_up_s

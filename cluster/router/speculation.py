@@ -205,11 +205,18 @@ class Speculation:
         levels = levels * self._levels.kept(num_micro_batches) ** belief
         num_drafts = num_drafts_to_try(len(levels))
         between_s = self.times.all_between_s(num_drafts, num_micro_batches)
-        found = prospects(num_drafts, levels, weight, num_roots, verify_s, between_s, num_micro_batches, self._sizes)
         plain, drafted = self.times.overruns(num_micro_batches)
-        found.seconds[0] *= plain**belief
-        found.seconds[1:] *= drafted**belief
-        return found
+        return prospects(
+            num_drafts,
+            levels,
+            weight,
+            num_roots,
+            verify_s,
+            between_s,
+            num_micro_batches,
+            self._sizes,
+            (plain**belief, drafted**belief),
+        )
 
     def _best_rate(self, found: Prospects) -> float:
         """With a fixed budget everybody is drafted for."""

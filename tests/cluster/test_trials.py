@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,7 @@ def _rounds_of_drafts(trials: Trials, num_rounds: int, num_sequences: int = 4, t
 def _rounds_of_none(trials: Trials, num_rounds: int, times_faster: float, slower: float = 1.0) -> list[bool]:
     """Rounds in which all pay: which of them had no drafts. `slower`: so many times as long do all rounds take."""
     found, had_none = _found(times_faster), []
-    found = found._replace(seconds=found.seconds * slower, between_s=found.between_s * slower)
+    found = replace(found, seconds=found.seconds * slower, between_s=found.between_s * slower)
     for _ in range(num_rounds):
         trials.begin(4, drafts_pay=True)
         had_none.append(trials.of_none(found, len(found.num_drafts) - 1))
