@@ -88,27 +88,28 @@ class DraftStage:
         running: list[Sequence] = []
         ready: list[Sequence] = []  # of the running ones, who could be drafted for
         is_paying = self._speculation.is_paying
+        busy = self._in_flight.drafters
+        settled = {link for link in {sequence.drafter for sequence in sequences} if link is not None and link.is_fine}
         for sequence in sequences:
             link = sequence.drafter
-            if link is None or link.is_lost or link.is_slow:
+            if link not in settled:
                 link = self._settle_drafter(sequence)
             sequence.is_announced = True
-            if sequence.phase is _RUNNING:
+            is_running = sequence.phase is _RUNNING
+            if is_running:
                 running.append(sequence)
-            if link is None or link in self._in_flight:
+            if link is None or link in busy:
                 continue
             if not sequence.drafter_knows and (is_paying or sequence.refill_from is not None):
                 self._open(sequence, orders.setdefault(link, DraftOrder()))
                 if sequence.refill_from is not None:
                     continue  # its features come with the next round: a block would only wait for them
-            if sequence.phase is not _RUNNING:
+            if not is_running:
                 continue
             if sequence.skip_drafts > 0:
                 sequence.skip_drafts -= 1
             elif sequence.refill_from is None:
                 ready.append(sequence)
-        for sequence in ready:
-            sequence.num_unasked += 1
         chosen = self._speculation.choose_drafted(ready, running)
         for sequence in chosen:
             assert sequence.drafter is not None, f"{sequence.key} is ready without a drafter"
@@ -122,11 +123,17 @@ class DraftStage:
             else:
                 self._open(sequence, order)
         if len(chosen) < len(ready):
-            most = 0 if self._speculation.stops_feeding else MOST_UNASKED_ROUNDS
-            for sequence in ready:
+            self._pass_over(ready, set(chosen))
+        return orders
+
+    def _pass_over(self, ready: list[Sequence], chosen: set[Sequence]) -> None:
+        """Those that are ready and not chosen: who is passed over again and again is fed no more."""
+        most = 0 if self._speculation.stops_feeding else MOST_UNASKED_ROUNDS
+        for sequence in ready:
+            if sequence not in chosen:
+                sequence.num_unasked += 1
                 if sequence.num_unasked >= most and sequence.is_fed:
                     sequence.stop_feeding()
-        return orders
 
     def _settle_drafter(self, sequence: Sequence) -> DrafterLink | None:
         """Sequences stick to their drafter, and move when it is gone, or slow while another one is not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import KeysView
 from dataclasses import dataclass, field
 
 from cluster.router.clock import now
@@ -64,8 +65,9 @@ class DraftsInFlight:
         self._settings = settings
         self._entries: dict[DrafterLink, InFlight] = {}
 
-    def __contains__(self, link: DrafterLink) -> bool:
-        return link in self._entries
+    @property
+    def drafters(self) -> KeysView[DrafterLink]:
+        return self._entries.keys()
 
     def add(self, link: DrafterLink, task: asyncio.Task[DraftResult], order: DraftOrder) -> None:
         entry = self._entries[link] = InFlight(task, order, now())

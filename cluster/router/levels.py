@@ -56,15 +56,18 @@ class DraftLevels:
     def observe(self, sequences: Many[Sequence], levels: Many[float], is_paying: bool) -> None:
         """`[sequences]`: the gain of a draft of each, over the part of a level that as many nodes bring."""
         means, num_seen, least_step = self._means, self._num_seen, _MEAN_STEP if is_paying else _TRIAL_STEP
-        for sequence, level in zip(sequences, levels, strict=True):
-            kind = sequence.kind
-            count = num_seen[kind] = num_seen.get(kind, 0) + 1
-            mean = means.get(kind, FIRST_LEVEL)
-            mean = means[kind] = mean + max(least_step, 1.0 / (count + 1)) * (level - mean)
-            own = mean if sequence.gain_level is None else sequence.gain_level
-            seen = mean + _OWN_SHARE * (level - mean)
-            sequence.num_gains += 1
-            sequence.gain_level = own + max(_STEP, 1.0 / (sequence.num_gains + _DRAFTS_OF_MEAN)) * (seen - own)
+        for sequence, level in zip(sequences, levels, strict=True):  # no calls in here
+            kind, own = sequence.kind, sequence.gain_level
+            if kind not in means:
+                means[kind], num_seen[kind] = FIRST_LEVEL, 0
+            count, mean = num_seen[kind] + 1, means[kind]
+            mean += (level - mean) * (least_step if (count + 1) * least_step > 1.0 else 1.0 / (count + 1))
+            means[kind], num_seen[kind] = mean, count
+            if own is None:
+                own = mean
+            seen, count = mean + _OWN_SHARE * (level - mean), sequence.num_gains + 1
+            step = _STEP if (count + _DRAFTS_OF_MEAN) * _STEP > 1.0 else 1.0 / (count + _DRAFTS_OF_MEAN)
+            sequence.num_gains, sequence.gain_level = count, own + step * (seen - own)
 
     # --- promises
 

@@ -193,6 +193,11 @@ class DrafterLink:
         """Its sequences had better move to another one."""
         return self.num_late >= MOST_LATE_ROUNDS
 
+    @property
+    def is_fine(self) -> bool:
+        """Its sequences may stay."""
+        return not (self.is_lost or self.is_slow)
+
     def release(self, key: SequenceKey) -> None:
         """Goes with the next request, or by itself within this turn of the event loop."""
         if not self._releases:
