@@ -45,7 +45,7 @@ class Load:
 
     @property
     def max_rows(self) -> int:
-        return self.num_sequences * (self.tree_budget + 1 + PROMPT_TOKENS)
+        return self.num_sequences * (self.tree_budget + 1)
 
     def requests(self) -> list[GenerationRequest]:
         """They end with the stream they came on: nobody decodes so many tokens."""
