@@ -35,6 +35,7 @@ Doubles = npt.NDArray[np.float64]
 _STEP = 0.15  # of the moving average of nodes
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
+_UNSEEN_ROUNDS = 3  # after one in which no draft pays, so many of as many sequences go without looking at it anew
 _LASTING_TOKENS = 16  # still wanted by a sequence that is worth a trial, or half of what it may write
 
 
@@ -61,6 +62,8 @@ class Speculation:
         self.is_paying = True  # drafts, for some sequence at least, as far as known
         self.stops_feeding = False  # drafters, at once: a trial of rounds without drafts
         self._num_quiet_rounds = 0  # in a row, that fed no drafter
+        self._num_unseen_rounds = 0  # still to go
+        self._num_seen = (0, 0)  # sequences that were ready and running when it was looked at last
         warm_up()
 
     def as_dict(self) -> dict[str, Any]:
@@ -120,16 +123,21 @@ class Speculation:
         """
         self.promised_tokens = 0.0
         self.stops_feeding = False
+        if self._goes_unseen(len(ready), len(running)):
+            return []
         wanting = self._planner.wanting(ready)
         if not running:
             return wanting
+        weight = sum([sequence.weight for sequence in running])
+        if not wanting:
+            self.rate = weight / self.times.plain_cycle_s(self._load(len(running)))
+            return []
         if not self.times.knows_drafter and wanting and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
         levels = self._levels.of_next_drafts(wanting)
         # Of equals, such as those never drafted for, first those whose drafter lacks least.
         order = np.lexsort((np.array([sequence.num_unfed_tokens for sequence in wanting], np.int64), -levels))
         wanting, levels = [wanting[place] for place in order.tolist()], levels[order]
-        weight = sum([sequence.weight for sequence in running])
         found = self._prospects(levels, weight, len(running), self.times.num_micro_batches)
         best = found.best
         self.rate = float(found.rates[best])
@@ -144,6 +152,8 @@ class Speculation:
             return []
         else:
             chosen, tried = [*range(found.num_drafts[best])], self._tried_beside(found, best, wanting)
+        if not (chosen or tried or self.is_paying):
+            self._num_unseen_rounds = _UNSEEN_ROUNDS
         promising = chosen or tried
         self._promise(found, [wanting[place] for place in promising], levels[promising])
         for sequence in wanting:
@@ -151,6 +161,15 @@ class Speculation:
         for place in tried:
             wanting[place].is_on_trial, wanting[place].min_nodes = not wanting[place].is_fed, TRIAL_NODES
         return [wanting[place] for place in chosen + tried]
+
+    def _goes_unseen(self, *num_sequences: int) -> bool:
+        """To find again and again that nothing pays would be a good part of what the router does between rounds."""
+        is_as_before, self._num_seen = num_sequences == self._num_seen, num_sequences
+        if self._num_unseen_rounds == 0 or not is_as_before:
+            self._num_unseen_rounds = 0
+            return False
+        self._num_unseen_rounds -= 1
+        return True
 
     def _tried_beside(self, found: Prospects, best: int, wanting: list[Sequence]) -> list[int]:
         """Places of some for which a draft is not thought to pay, where for others one is."""
@@ -174,8 +193,6 @@ class Speculation:
 
     def _would_pay(self, wanting: list[Sequence], levels: Doubles, weight: float, num_roots: int) -> bool:
         """Whether drafts would, if none of these were about to end: others will come that are not."""
-        if not wanting:
-            return self.is_paying
         lasting = np.sort(self._levels.of_lasting_drafts(wanting))[::-1]
         if np.array_equal(lasting, levels):
             return False
@@ -197,10 +214,10 @@ class Speculation:
         self, levels: Doubles, weight: float, num_roots: int, num_micro_batches: int, belief: float = 1.0
     ) -> Prospects:
         """Of rounds without prefill, at the context that the sequences have."""
-        context, info = self._mean_context, self._link.info
-        fixed = RoundLoad(num_roots, num_roots, num_roots * context, num_roots * context)
+        info = self._link.info
         most_rows = max(num_roots, min(info.max_rows, info.max_tree_rows))
-        verify_s = self.times.verify_s(most_rows, fixed, context, num_micro_batches, belief)
+        fixed = self._load(num_roots)
+        verify_s = self.times.verify_s(most_rows, fixed, self._mean_context, num_micro_batches, belief)
         self._row_s = float(verify_s[-1] - verify_s[num_roots]) / max(1, len(verify_s) - num_roots)
         levels = levels * self._levels.kept(num_micro_batches) ** belief
         num_drafts = num_drafts_to_try(len(levels))
@@ -217,6 +234,11 @@ class Speculation:
             self._sizes,
             (plain**belief, drafted**belief),
         )
+
+    def _load(self, num_roots: int) -> RoundLoad:
+        """Of a round of these alone."""
+        context_tokens = num_roots * self._mean_context
+        return RoundLoad(num_roots, num_roots, context_tokens, context_tokens)
 
     def _best_rate(self, found: Prospects) -> float:
         """With a fixed budget everybody is drafted for."""

@@ -94,6 +94,16 @@ class TargetTimes:
         plain, drafted = self._overruns[num_micro_batches - 1]
         return plain.factor, plain.factor * drafted.factor
 
+    def plain_cycle_s(self, load: RoundLoad) -> float:
+        """The target's time that a round without drafts takes up."""
+        return self._cycle_s(load, 0) * self.overruns(self.num_micro_batches)[0]
+
+    def _cycle_s(self, load: RoundLoad, num_blocks: int) -> float:
+        """Without overruns."""
+        num = self.num_micro_batches
+        verify_s = self.verify.seconds(load) * (1.0 if num == 1 else self._contention)
+        return cycle_s(verify_s, self.between_s(num_blocks, num), num)
+
     # --- learning
 
     def observe_round(self, load: RoundLoad, verify_s: float) -> None:
@@ -111,10 +121,8 @@ class TargetTimes:
 
     def observe_cycle(self, load: RoundLoad, num_blocks: int, taken_up_s: float) -> None:
         """A round without prefill has taken up so much of the target's time, all that lies between rounds included."""
-        num = self.num_micro_batches
-        verify_s = self.verify.seconds(load) * (1.0 if num == 1 else self._contention)
-        thought_s = cycle_s(verify_s, self.between_s(num_blocks, num), num)
-        plain, drafted = self._overruns[num - 1]
+        thought_s = self._cycle_s(load, num_blocks)
+        plain, drafted = self._overruns[self.num_micro_batches - 1]
         if num_blocks == 0:
             plain.observe(taken_up_s / thought_s)
             drafted.pass_by()
