@@ -18,8 +18,8 @@ from cluster.router.sequence import Phase, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
 from cluster.router.timings import COMMIT, DRAFT, IDLE, LEARN, PLAN, VERIFY, RoundTimings
-from cluster.router.tree_planner import PlannedTrees, TreePlanner
-from dflash_core.contracts import OutcomeStatus, PackedOutcomes
+from cluster.router.tree_planner import TreePlanner
+from dflash_core.contracts import OutcomeStatus, PackedOutcomes, RoundResult
 from dflash_core.errors import DFlashError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -89,22 +89,24 @@ class MicroBatch:
 
     async def run(self) -> None:
         """Ends when the target is lost, or by cancellation."""
-        unlearned: tuple[_Verified, float] | None = None
+        last: _Verified | None = None  # not learned from yet
         ended_at: float | None = None  # of the round before; None after idling
+        loop = asyncio.get_running_loop()
         try:
             while not self._link.is_lost:
                 self._rounds.settle(self._index)
                 if not self._rounds.has_work(self._index):
+                    if last is not None:
+                        self._learn(last)
                     with self._timings.wait(IDLE):
                         await self._rounds.work(self._index)
-                    ended_at = None
+                    last = ended_at = None
                     continue
                 num_blocks = self._draft_stage.ask(self._rounds.sequences_of(self._index))
                 promised_tokens = self._speculation.promised_tokens
-                # While the drafters are at it.
-                if unlearned is not None:
-                    self._learn(*unlearned)
-                    unlearned = None
+                if last is not None and (num_blocks or last.plan.planned.num_drafted):
+                    self._learn(last)  # while the drafters are at it; what came of trees, before others are built
+                    last = None
                 with self._timings.wait(DRAFT):
                     await self._draft_stage.wait()
                 plan = self._plan()
@@ -113,10 +115,10 @@ class MicroBatch:
                     continue
                 if ended_at is not None:
                     self._speculation.times.observe_between(num_blocks, now() - ended_at)
-                verified = await self._verify_and_commit(plan)
-                ended_at = None
-                if verified is not None:
-                    unlearned, ended_at = (verified, promised_tokens), now()
+                if last is not None:
+                    loop.call_soon(self._learn, last)  # once the request is on its way
+                last = await self._verify_and_commit(plan, promised_tokens)
+                ended_at = None if last is None else now()
         finally:
             self._draft_stage.close()
 
@@ -132,7 +134,7 @@ class MicroBatch:
                 self._host.queued_per_target,
             )
 
-    async def _verify_and_commit(self, plan: RoundPlan) -> _Verified | None:
+    async def _verify_and_commit(self, plan: RoundPlan, promised_tokens: float) -> _Verified | None:
         """What can be learned from; None where the round failed."""
         feeds = any(sequence.is_fed for sequence in plan.sequences)  # now: who ends with this round is fed no more
         try:
@@ -140,7 +142,7 @@ class MicroBatch:
             with self._timings.wait(VERIFY):
                 result = await self._link.target.run_round(plan.request)
             verify_s, cycle_s = self._rounds.verified(sent_at, now())
-            verified = _Verified.of(plan, PackedOutcomes.of(result.outcomes))
+            teaches, num_micro_batches = _teaches(plan, result), self._speculation.times.num_micro_batches
             self._timings.verified(self._link.target, self._index, sent_at, plan.request, result)
             with self._timings.stage(COMMIT):
                 commit_round(self._link, plan, result, self._host, self._timings, now())
@@ -155,17 +157,24 @@ class MicroBatch:
                 if sequence.target is self._link:
                     self._host.prefill_again(sequence, f"its round failed: {reason}")
         else:
-            load = RoundLoad.done(plan.request, result)
-            self._speculation.observe_round(load, plan.planned, verify_s, cycle_s, feeds)
-            return verified
+            return _Verified(plan, result, num_micro_batches, verify_s, cycle_s, feeds, teaches, promised_tokens)
         return None
 
-    def _learn(self, verified: _Verified, promised_tokens: float) -> None:
-        """From what the target wrote after each root that had a draft."""
-        planned, outcomes = verified.planned, verified.outcomes
+    def _learn(self, verified: _Verified) -> None:
+        """From what a round took, and from what the target wrote after each root that had a draft."""
+        plan, planned = verified.plan, verified.plan.planned
+        self._speculation.observe_round(
+            RoundLoad.done(plan.request, verified.result),
+            planned,
+            verified.verify_s,
+            verified.cycle_s,
+            verified.feeds,
+            verified.num_micro_batches,
+        )
         if planned.batch is None:
             return
         with self._timings.stage(LEARN):
+            outcomes = PackedOutcomes.of(verified.result.outcomes).after(len(plan.request.prefills))
             drafted = planned.drafted
             teaching = [entry for entry, place in enumerate(drafted.places) if verified.teaches[place]]
             places = [drafted.places[entry] for entry in teaching]
@@ -175,8 +184,8 @@ class MicroBatch:
             shape = shape_at(planned.num_nodes / planned.num_drafted)
             sequences = [drafted.sequences[entry] for entry in teaching]
             brought_tokens = self._speculation.observe_drafts(sequences, expected_tokens, num_accepted, shape)
-            if promised_tokens > 0.0:
-                self._speculation.observe_promise(promised_tokens, brought_tokens)
+            if verified.promised_tokens > 0.0:
+                self._speculation.observe_promise(verified.promised_tokens, brought_tokens)
             self._timings.expected_tokens += sum(expected_tokens)
             self._timings.drafted_tokens += sum(num_accepted) + len(places)
             self._planner.learn(planned, outcomes, verified.teaches)
@@ -184,20 +193,24 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Verified:
-    """Trees, and what became of them."""
+    """A round that went well, as far as it can be learned from."""
 
-    planned: PlannedTrees
-    outcomes: PackedOutcomes  # the trees' alone
-    teaches: list[bool]  # whether there is something to learn from each
+    plan: RoundPlan
+    result: RoundResult
+    num_micro_batches: int  # of the target
+    verify_s: float  # that the target was busy with it
+    cycle_s: float | None  # since the round before ended on this target; None after a time of idleness
+    feeds: bool  # some drafter
+    teaches: list[bool]  # whether there is something to learn from each of the trees
+    promised_tokens: float  # by its drafts, when they were chosen
 
-    @classmethod
-    def of(cls, plan: RoundPlan, outcomes: PackedOutcomes) -> _Verified:
-        """Before the outcomes are committed: a sequence that has ended by then was cancelled while the round ran, and
-        its history may be another's."""
-        num_prefills = len(plan.request.prefills)
-        of_trees = outcomes.after(num_prefills)
-        teaches = [
-            status is _OK and sequence.phase is not _DONE
-            for sequence, status in zip(plan.sequences[num_prefills:], of_trees.statuses, strict=False)
-        ]
-        return cls(plan.planned, of_trees, teaches)
+
+def _teaches(plan: RoundPlan, result: RoundResult) -> list[bool]:
+    """Of each tree. Before the outcomes are committed: a sequence that has ended by then was cancelled while the round
+    ran, and its history may be another's."""
+    num_prefills = len(plan.request.prefills)
+    statuses = PackedOutcomes.of(result.outcomes).statuses[num_prefills:]
+    return [
+        status is _OK and sequence.phase is not _DONE
+        for sequence, status in zip(plan.sequences[num_prefills:], statuses, strict=False)
+    ]

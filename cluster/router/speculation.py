@@ -35,7 +35,7 @@ Doubles = npt.NDArray[np.float64]
 _STEP = 0.15  # of the moving average of nodes
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
-_UNSEEN_ROUNDS = 3  # after one in which no draft pays, so many of as many sequences go without looking at it anew
+_UNSEEN_ROUNDS = 3  # after one in which no draft pays, so many of the same sequences go without looking at it anew
 _LASTING_TOKENS = 16  # still wanted by a sequence that is worth a trial, or half of what it may write
 
 
@@ -63,7 +63,7 @@ class Speculation:
         self.stops_feeding = False  # drafters, at once: a trial of rounds without drafts
         self._num_quiet_rounds = 0  # in a row, that fed no drafter
         self._num_unseen_rounds = 0  # still to go
-        self._num_seen = (0, 0)  # sequences that were ready and running when it was looked at last
+        self._seen: tuple[list[Sequence], list[Sequence]] = ([], [])  # who was ready and running in the last round
         warm_up()
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Speculation:
         """
         self.promised_tokens = 0.0
         self.stops_feeding = False
-        if self._goes_unseen(len(ready), len(running)):
+        if self._goes_unseen(ready, running):
             return []
         wanting = self._planner.wanting(ready)
         if not running:
@@ -131,6 +131,7 @@ class Speculation:
         weight = sum([sequence.weight for sequence in running])
         if not wanting:
             self.rate = weight / self.times.plain_cycle_s(self._load(len(running)))
+            self._num_unseen_rounds = _UNSEEN_ROUNDS
             return []
         if not self.times.knows_drafter and wanting and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
@@ -162,10 +163,10 @@ class Speculation:
             wanting[place].is_on_trial, wanting[place].min_nodes = not wanting[place].is_fed, TRIAL_NODES
         return [wanting[place] for place in chosen + tried]
 
-    def _goes_unseen(self, *num_sequences: int) -> bool:
+    def _goes_unseen(self, ready: list[Sequence], running: list[Sequence]) -> bool:
         """To find again and again that nothing pays would be a good part of what the router does between rounds."""
-        is_as_before, self._num_seen = num_sequences == self._num_seen, num_sequences
-        if self._num_unseen_rounds == 0 or not is_as_before:
+        are_the_same, self._seen = self._seen == (ready, running), (ready, running)
+        if self._num_unseen_rounds == 0 or not are_the_same:
             self._num_unseen_rounds = 0
             return False
         self._num_unseen_rounds -= 1
@@ -247,7 +248,13 @@ class Speculation:
     # --- learning
 
     def observe_round(
-        self, load: RoundLoad, planned: PlannedTrees, verify_s: float, taken_up_s: float | None, feeds: bool
+        self,
+        load: RoundLoad,
+        planned: PlannedTrees,
+        verify_s: float,
+        taken_up_s: float | None,
+        feeds: bool,
+        num_micro_batches: int,
     ) -> None:
         """One round that went well.
 
@@ -256,14 +263,15 @@ class Speculation:
             verify_s: that the target was busy with it.
             taken_up_s: since the round before ended on this target; None after a time of idleness.
             feeds: some drafter.
+            num_micro_batches: of the target, when it ran.
         """
         self._num_quiet_rounds = 0 if feeds else self._num_quiet_rounds + 1
         # Prefill is none of it, nor is a round that only releases. One without drafts that feeds drafters, or that they
         # are fed in by the one before, takes longer than such rounds do where drafts do not pay.
         tells = 0 < load.num_sequences == planned.num_trees and (planned.num_drafted or self._num_quiet_rounds > 1)
         if taken_up_s is not None and tells:
-            self.times.observe_cycle(load, planned.num_drafted, taken_up_s)
-        self.times.observe_round(load, verify_s)
+            self.times.observe_cycle(load, planned.num_drafted, taken_up_s, num_micro_batches)
+        self.times.observe_round(load, verify_s, num_micro_batches)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)
         if taken_up_s is not None:
             self._trials.save(taken_up_s)
@@ -272,7 +280,7 @@ class Speculation:
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
             self._shape = shape_at(self._nodes_per_draft)
         else:
-            self._levels.fade(self.times.num_micro_batches)
+            self._levels.fade(num_micro_batches)
 
     def observe_promise(self, promised_tokens: float, brought_tokens: float) -> None:
         """What the drafts of a round were to bring (`promised_tokens` when they were chosen), and what they brought."""

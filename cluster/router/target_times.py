@@ -96,19 +96,19 @@ class TargetTimes:
 
     def plain_cycle_s(self, load: RoundLoad) -> float:
         """The target's time that a round without drafts takes up."""
-        return self._cycle_s(load, 0) * self.overruns(self.num_micro_batches)[0]
-
-    def _cycle_s(self, load: RoundLoad, num_blocks: int) -> float:
-        """Without overruns."""
         num = self.num_micro_batches
+        return self._cycle_s(load, 0, num) * self.overruns(num)[0]
+
+    def _cycle_s(self, load: RoundLoad, num_blocks: int, num: int) -> float:
+        """With so many micro-batches, without overruns."""
         verify_s = self.verify.seconds(load) * (1.0 if num == 1 else self._contention)
         return cycle_s(verify_s, self.between_s(num_blocks, num), num)
 
     # --- learning
 
-    def observe_round(self, load: RoundLoad, verify_s: float) -> None:
+    def observe_round(self, load: RoundLoad, verify_s: float, num_micro_batches: int) -> None:
         """The target was busy with a round for so long."""
-        if self.num_micro_batches == 1:
+        if num_micro_batches == 1:
             self.verify.observe(load, verify_s)
             return
         self._num_split_rounds += 1
@@ -119,10 +119,10 @@ class TargetTimes:
             seen = min(max(verify_s / max(self.verify.seconds(load), 1e-9), 0.5), _MOST_CONTENTION)
             self._contention += (seen - self._contention) / num_seen
 
-    def observe_cycle(self, load: RoundLoad, num_blocks: int, taken_up_s: float) -> None:
+    def observe_cycle(self, load: RoundLoad, num_blocks: int, taken_up_s: float, num_micro_batches: int) -> None:
         """A round without prefill has taken up so much of the target's time, all that lies between rounds included."""
-        thought_s = self._cycle_s(load, num_blocks)
-        plain, drafted = self._overruns[self.num_micro_batches - 1]
+        thought_s = self._cycle_s(load, num_blocks, num_micro_batches)
+        plain, drafted = self._overruns[num_micro_batches - 1]
         if num_blocks == 0:
             plain.observe(taken_up_s / thought_s)
             drafted.pass_by()

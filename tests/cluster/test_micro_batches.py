@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulate.clock import run_virtually
+from cluster.requests import Strategy
 from cluster.router import drafting
 from cluster.router.export import learned as known
 from cluster.router.speculation import Speculation
 from cluster.router.splitting import SplitChooser
 from cluster.router.tree_planner import TreePlanner
+from dflash_core.contracts import RoundRequest, RoundResult
 from dflash_core.trees.build import NodeBudget
-from tests.cluster.simulated import make_request
+from tests.cluster.simulated import make_request, until
 from tests.cluster.world import World, make_world
 
 
@@ -49,6 +51,35 @@ def test_one_round_in_flight_where_no_more_is_allowed() -> None:
             world.add_drafter(delay_s=0.01)
             await _decode(world, 20)
             assert target.most_in_flight == 1
+
+    run_virtually(main())
+
+
+def test_a_round_without_drafts_is_learned_from_while_the_target_is_at_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        async with make_world(0, strategy=Strategy.NONE, micro_batches=1) as world:
+            target = world.add_target(delay_s=0.01)
+            seen: list[tuple[int, int]] = []
+            run_round = target.run_round
+
+            def num_learned() -> int:
+                found: int = world.router.rounds[0].speculation.times.verify.as_dict()["num_observed"]
+                return found
+
+            async def watched(request: RoundRequest) -> RoundResult:
+                at_first = num_learned()
+                result = await run_round(request)
+                seen.append((at_first, num_learned()))
+                return result
+
+            monkeypatch.setattr(target, "run_round", watched)
+            request = make_request(world.rng, "s", max_tokens=12)
+            world.router.submit(request, world.client)
+            await world.check_same_tokens([request])
+            await until(lambda: num_learned() == len(seen))
+            assert seen == [(0, 0), *((place, place + 1) for place in range(len(seen) - 1))]
 
     run_virtually(main())
 

@@ -60,7 +60,7 @@ class Setup:
         rows = len(self.sequences)
         for _ in range(num_rounds):
             load = RoundLoad(rows, rows, 0.0, 0.0)
-            self.speculation.observe_round(load, planned, self.verify_s(rows), self.verify_s(rows) + 1e-3, feeds=False)
+            self.speculation.observe_round(load, planned, self.verify_s(rows), self.verify_s(rows) + 1e-3, False, 1)
 
     def set_gains(self, *gains: float) -> None:
         for sequence, gain in zip(self.sequences, gains, strict=True):
@@ -74,6 +74,21 @@ def test_drafts_that_pay_are_asked_for_and_others_are_not() -> None:
     assert set(setup.speculation.choose_drafted(setup.sequences, setup.sequences)) == set(setup.sequences)
     setup.set_gains(0.0, 0.0, 0.0, 0.0)
     assert setup.speculation.choose_drafted(setup.sequences, setup.sequences) == []
+
+
+def test_what_does_not_pay_is_looked_at_again_in_the_fourth_round_or_for_others() -> None:
+    setup = Setup(4)
+    setup.run_plainly(8)
+    setup.set_gains(0.0, 0.0, 0.0, 0.0)
+    assert setup.speculation.choose_drafted([*setup.sequences], [*setup.sequences]) == []
+    setup.set_gains(3.0, 3.0, 3.0, 3.0)
+    nums_drafted = [len(setup.speculation.choose_drafted([*setup.sequences], [*setup.sequences])) for _ in range(5)]
+    assert nums_drafted == [0, 0, 0, 4, 4]
+    setup.set_gains(0.0, 0.0, 0.0, 0.0)
+    assert setup.speculation.choose_drafted([*setup.sequences], [*setup.sequences]) == []
+    setup.set_gains(3.0, 3.0, 3.0, 3.0)
+    fewer = setup.sequences[1:]
+    assert len(setup.speculation.choose_drafted([*fewer], [*setup.sequences])) == 3
 
 
 def test_a_sequence_whose_drafts_bring_nothing_is_left_out() -> None:
@@ -162,7 +177,7 @@ def test_rounds_that_only_release_say_nothing_of_others() -> None:
     setup.run_plainly()
     before = setup.speculation.times.overruns(1)
     for _ in range(100):
-        setup.speculation.observe_round(RoundLoad(0, 0, 0.0, 0.0), PlannedTrees.roots_only([]), 1e-3, 2e-3, feeds=False)
+        setup.speculation.observe_round(RoundLoad(0, 0, 0.0, 0.0), PlannedTrees.roots_only([]), 1e-3, 2e-3, False, 1)
     assert setup.speculation.times.overruns(1) == before
 
 
@@ -189,9 +204,9 @@ def test_rounds_that_feed_drafters_do_not_tell_what_rounds_take_that_do_not() ->
     before = setup.speculation.times.overruns(1)
     for feeds in (True, False) * 100:  # after a round that feeds drafters they are still at it
         load, planned = RoundLoad(4, 4, 0.0, 0.0), PlannedTrees.roots_only([7] * 4)
-        setup.speculation.observe_round(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), feeds)
+        setup.speculation.observe_round(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), feeds, 1)
     assert setup.speculation.times.overruns(1) == before
-    setup.speculation.observe_round(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), feeds=False)
+    setup.speculation.observe_round(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), False, 1)
     assert setup.speculation.times.overruns(1) > before
 
 
@@ -219,7 +234,7 @@ def test_rows_seem_no_dearer_for_a_processor_that_drafters_share() -> None:
     before = times.verify.seconds(load)
     times.change_to(2)
     for _ in range(NUM_ROUNDS):
-        times.observe_round(load, 2.0 * setup.verify_s(4))
+        times.observe_round(load, 2.0 * setup.verify_s(4), 2)
     assert times.as_dict()["contention"] == pytest.approx(2.0, rel=0.02)
     assert times.verify.seconds(load) == pytest.approx(before, rel=0.05)
     fixed = RoundLoad(4, 4, 0.0, 0.0)
@@ -233,12 +248,12 @@ class TestSplitting:
         chosen = []
         one_s = setup.verify_s(8) + setup.speculation.times._plain_s[0]
         for _ in range(num_rounds):
-            num = 4 if setup.speculation.times.num_micro_batches == 2 else 8
+            num_micro_batches = setup.speculation.times.num_micro_batches
+            num = 8 // num_micro_batches
             planned = PlannedTrees.roots_only([7] * num)
-            is_split = setup.speculation.times.num_micro_batches == 2
-            cycle_s = 0.5 * one_s / gain_of_halves if is_split else one_s
+            cycle_s = 0.5 * one_s / gain_of_halves if num_micro_batches == 2 else one_s
             load = RoundLoad(num, num, 0.0, 0.0)
-            setup.speculation.observe_round(load, planned, setup.verify_s(num), cycle_s, feeds=False)
+            setup.speculation.observe_round(load, planned, setup.verify_s(num), cycle_s, False, num_micro_batches)
             setup.speculation.times.change_to(chooser.choose(setup.link))
             chosen.append(setup.speculation.times.num_micro_batches)
         return chosen
