@@ -33,9 +33,9 @@ def result_table(cell: Cell, rows: Sequence[Row], price_per_hour: float | None) 
         table.add_row(
             row.arm.name,
             f"{row.tokens_per_second:.1f}",
-            "" if row.over_plain is None else f"{row.over_plain.total:.2f}",
+            "" if row.over_plain is None else f"{row.over_plain.speed_up:.2f}",
             "" if row.over_plain is None else _quartiles(row.over_plain),
-            "" if row.over_hugging_face is None else f"{row.over_hugging_face.total:.2f}",
+            "" if row.over_hugging_face is None else f"{row.over_hugging_face.speed_up:.2f}",
             "" if row.acceptance_length is None else f"{row.acceptance_length:.2f}",
             f"{row.num_identical}/{row.num_outputs}",
             *cost,

@@ -14,9 +14,9 @@ from cluster.bench.samples import Decoded, Sample
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times faster than another arm: of the totals, and the quartiles of the paired ratios of groups."""
+    """How many times faster than another arm: `speed_up`, and the quartiles of the paired ratios of groups."""
 
-    total: float
+    speed_up: float
     lower_quartile: float
     median: float
     upper_quartile: float
@@ -45,10 +45,15 @@ class Row:
 
 def summarise(samples: Iterable[Sample]) -> list[Row]:
     """Rows in the order in which cells and arms first appear in the plan's own order of arms."""
-    by_arm: dict[tuple[Cell, Arm], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_arm[sample.cell, sample.arm].append(sample)
+    by_arm = samples_by_arm(samples)
     return [_row(cell, arm, mine, by_arm) for (cell, arm), mine in by_arm.items()]
+
+
+def samples_by_arm(samples: Iterable[Sample]) -> dict[tuple[Cell, Arm], list[Sample]]:
+    found: dict[tuple[Cell, Arm], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        found[sample.cell, sample.arm].append(sample)
+    return found
 
 
 def _row(cell: Cell, arm: Arm, mine: list[Sample], by_arm: dict[tuple[Cell, Arm], list[Sample]]) -> Row:
@@ -96,7 +101,25 @@ def _ratio(mine: Sequence[Sample], others: Sequence[Sample]) -> Ratio | None:
         if other is not None:
             pairs.append(sample.decoded.tokens_per_second / other.tokens_per_second)
     low, middle, high = statistics.quantiles(pairs, n=4, method="inclusive") if len(pairs) > 1 else pairs * 3
-    return Ratio(_rate(mine) / _rate(others), low, middle, high)
+    return Ratio(speed_up(mine, others), low, middle, high)
+
+
+def speed_up(mine: Iterable[Sample], others: Iterable[Sample]) -> float:
+    """How many times faster than other samples of the same cell: the median over repeats, each with all of its groups.
+
+    Within a repeat both have met the same machine; between repeats it may have become another one.
+    """
+    ours, theirs = _rates(mine), _rates(others)
+    return statistics.median(rate / theirs[repeat] for repeat, rate in ours.items() if repeat in theirs)
+
+
+def _rates(samples: Iterable[Sample]) -> dict[int, float]:
+    """Tokens per second, by repeat."""
+    totals: dict[int, tuple[int, float]] = {}
+    for sample in samples:
+        tokens, seconds = totals.get(sample.repeat, (0, 0.0))
+        totals[sample.repeat] = tokens + sample.decoded.timed_tokens, seconds + sample.decoded.seconds
+    return {repeat: tokens / seconds for repeat, (tokens, seconds) in totals.items()}
 
 
 def _identical(mine: Sequence[Sample], plain: Sequence[Sample]) -> tuple[int, int]:

@@ -1,7 +1,4 @@
-"""How well the router chooses: the adaptive arm against every fixed setting, in each cell and over all of them.
-
-Ratios are medians over repeats: within one, both arms have met the same machine.
-"""
+"""How well the router chooses: the adaptive arm against every fixed setting, in each cell and over all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Any
 
 from cluster.bench.arms import ADAPTIVE, PLAIN, Arm, Cell
 from cluster.bench.samples import Sample
-from cluster.bench.summary import Row
+from cluster.bench.summary import Row, samples_by_arm, speed_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +63,11 @@ def sweep_of(rows: Sequence[Row], samples: Sequence[Sample]) -> Sweep | None:
 
     Only what was measured in all of them can be the single fixed setting. `rows` are those of the samples.
     """
-    found, rates = {(row.cell, row.arm): row for row in rows}, _rates(samples)
+    found, by_arm = {(row.cell, row.arm): row for row in rows}, samples_by_arm(samples)
     ratios: dict[Cell, dict[Arm, float]] = defaultdict(dict)  # over each fixed setting
     for cell, arm in found:
         if arm.is_fixed and {(cell, ADAPTIVE), (cell, PLAIN)} <= found.keys():
-            mine, theirs = rates[cell, ADAPTIVE], rates[cell, arm]
-            ratios[cell][arm] = statistics.median(mine[repeat] / theirs[repeat] for repeat in mine)
+            ratios[cell][arm] = speed_up(by_arm[cell, ADAPTIVE], by_arm[cell, arm])
     if not ratios:
         return None
     choices = []
@@ -80,16 +76,6 @@ def sweep_of(rows: Sequence[Row], samples: Sequence[Sample]) -> Sweep | None:
         choices.append(CellChoice(cell, found[cell, ADAPTIVE], found[cell, best], over[best], over[PLAIN]))
     everywhere = [arm for arm in ratios[choices[0].cell] if all(arm in over for over in ratios.values())]
     return Sweep(tuple(choices), tuple(_mean(arm, [over[arm] for over in ratios.values()]) for arm in everywhere))
-
-
-def _rates(samples: Sequence[Sample]) -> dict[tuple[Cell, Arm], dict[int, float]]:
-    """By repeat, all of its groups together."""
-    totals: dict[tuple[Cell, Arm], dict[int, tuple[int, float]]] = defaultdict(dict)
-    for sample in samples:
-        of_arm = totals[sample.cell, sample.arm]
-        tokens, seconds = of_arm.get(sample.repeat, (0, 0.0))
-        of_arm[sample.repeat] = tokens + sample.decoded.timed_tokens, seconds + sample.decoded.seconds
-    return {key: {repeat: n / s for repeat, (n, s) in of_arm.items()} for key, of_arm in totals.items()}
 
 
 def _mean(arm: Arm, ratios: Sequence[float]) -> MeanRatio:

@@ -57,8 +57,8 @@ def test_ratios_are_those_of_pairs(rows: list[Row]) -> None:
     plain, tree = rows
     assert plain.over_plain is not None
     assert tree.over_plain is not None
-    assert plain.over_plain.total == 1.0
-    assert tree.over_plain.total == pytest.approx(2.0)
+    assert plain.over_plain.speed_up == 1.0
+    assert tree.over_plain.speed_up == pytest.approx(2.0)
     assert tree.over_plain.lower_quartile == tree.over_plain.upper_quartile == pytest.approx(2.0)
     assert tree.over_hugging_face is None
 
