@@ -1,7 +1,8 @@
-"""Waiting for what another process brings about."""
+"""Waiting for what others bring about: another process, or tasks of this one."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -23,3 +24,10 @@ def answers(url: str, timeout_s: float = 5.0) -> bool:
         return httpx.get(url, timeout=timeout_s).status_code == 200
     except httpx.TransportError:
         return False
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """Polls, since what is waited for is the absence of something that nobody announces."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.001)

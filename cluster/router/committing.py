@@ -7,13 +7,10 @@ from typing import Protocol
 from cluster.router.event_batch import EventBatch
 from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan
-from cluster.router.sequence import Phase, Sequence
+from cluster.router.sequence import DONE, RUNNING, Sequence
 from cluster.router.timings import RoundTimings
-from dflash_core.contracts import Outcome, OutcomeStatus, PackedOutcomes, Prefill, RoundResult, SequenceKey
+from dflash_core.contracts import OUTCOME_OK, Outcome, OutcomeStatus, PackedOutcomes, Prefill, RoundResult, SequenceKey
 from dflash_core.errors import DFlashError, InvalidRequest, ProtocolError
-
-# Once a round and sequence: an enum's attribute takes ten times as long to look up as a name.
-_DONE, _OK, _OUT_OF_BLOCKS = Phase.DONE, OutcomeStatus.OK, OutcomeStatus.OUT_OF_BLOCKS
 
 
 class SequenceKeeper(Protocol):
@@ -44,9 +41,10 @@ def check_result(link: TargetLink, plan: RoundPlan, result: RoundResult) -> Pack
     wanted, got = [prefill.key for prefill in plan.request.prefills] + [*plan.trees.keys], [*outcomes.keys]
     if wanted != got:
         raise ProtocolError(f"round {result.round_id}: wanted outcomes of {wanted}, got {got}")
-    if not result.preempted and _OUT_OF_BLOCKS not in outcomes.statuses:
+    lacking = OutcomeStatus.OUT_OF_BLOCKS
+    if not result.preempted and lacking not in outcomes.statuses:
         return outcomes
-    out_of_blocks = {key for key, status in zip(got, outcomes.statuses, strict=True) if status is _OUT_OF_BLOCKS}
+    out_of_blocks = {key for key, status in zip(got, outcomes.statuses, strict=True) if status is lacking}
     if out_of_blocks != set(result.preempted).intersection(got):
         raise ProtocolError(
             f"round {result.round_id}: {sorted(out_of_blocks)} are out of blocks, {sorted(result.preempted)} preempted"
@@ -81,9 +79,9 @@ def commit_round(
     _preempt(link, result, keeper, timings)
     events = EventBatch()
     for sequence, chunk, outcome in zip(plan.sequences, plan.request.prefills, outcomes, strict=False):
-        if sequence.phase is _DONE or sequence.key != outcome.key:
+        if sequence.phase is DONE or sequence.key != outcome.key:
             continue  # cancelled, or sent elsewhere, while the round ran
-        if outcome.status is not _OK:
+        if outcome.status is not OUTCOME_OK:
             _not_ok(sequence, outcome.status, outcome.message, keeper)
             continue
         chosen = _commit_prefill(sequence, chunk, outcome, keeper, timings)
@@ -112,9 +110,9 @@ def _commit_trees(
         zip(sequences, plan.trees.keys, plan.trees.num_rows, *columns, strict=True)
     ):
         begin, end = end, end + num_accepted
-        if sequence.phase is _DONE or sequence.key != key:
+        if sequence.phase is DONE or sequence.key != key:
             continue  # cancelled, or sent elsewhere, while the round ran
-        if status is not _OK:
+        if status is not OUTCOME_OK:
             _not_ok(sequence, status, outcomes.messages.get(place, ""), keeper)
             continue
         num_trees, num_nodes = num_trees + 1, num_nodes + num_rows - 1
@@ -184,7 +182,7 @@ def _commit_prefill(
     sequence.cached_len, sequence.num_hit_tokens = end, sequence.num_hit_tokens + num_hit_tokens
     if not computed.is_last:
         return None
-    sequence.phase = Phase.RUNNING
+    sequence.phase = RUNNING
     sequence.rounds += 1
     return outcome.bonus_token
 

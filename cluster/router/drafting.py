@@ -9,7 +9,7 @@ from typing import Protocol
 from cluster.router.clock import now
 from cluster.router.drafts_in_flight import DraftOrder, DraftsInFlight
 from cluster.router.links import DrafterLink, TargetLink
-from cluster.router.sequence import Phase, Sequence
+from cluster.router.sequence import DONE, RUNNING, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
 from cluster.router.timings import RoundTimings
@@ -19,8 +19,6 @@ from dflash_core.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
-# Once a round and sequence: an enum's attribute takes ten times as long to look up as a name.
-_RUNNING = Phase.RUNNING
 
 _MOST_SKIPPED_ROUNDS = 15
 # So many rounds are drafters fed without being asked. Features cost the target, the network and the drafter; to catch
@@ -95,7 +93,7 @@ class DraftStage:
             if link not in settled:
                 link = self._settle_drafter(sequence)
             sequence.is_announced = True
-            is_running = sequence.phase is _RUNNING
+            is_running = sequence.phase is RUNNING
             if is_running:
                 running.append(sequence)
             if link is None or link in busy:
@@ -221,7 +219,7 @@ class DraftStage:
             self._needs_refill(sequence, link, 0, reason)
 
     def _needs_refill(self, sequence: Sequence, link: DrafterLink, from_position: int, reason: str) -> None:
-        if sequence.drafter is not link or sequence.phase is Phase.DONE:
+        if sequence.drafter is not link or sequence.phase is DONE:
             return
         if sequence.unfed_from is not None:  # a late answer
             sequence.unfed_from = min(sequence.unfed_from, from_position)

@@ -14,18 +14,15 @@ from cluster.router.latency import RoundLoad
 from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan, plan_round
 from cluster.router.prospects import shape_at
-from cluster.router.sequence import Phase, Sequence
+from cluster.router.sequence import DONE, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.speculation import Speculation
 from cluster.router.timings import COMMIT, DRAFT, IDLE, LEARN, PLAN, VERIFY, RoundTimings
 from cluster.router.tree_planner import TreePlanner
-from dflash_core.contracts import OutcomeStatus, PackedOutcomes, RoundResult
+from dflash_core.contracts import OUTCOME_OK, PackedOutcomes, RoundResult
 from dflash_core.errors import DFlashError, Unavailable
 
 logger = logging.getLogger(__name__)
-
-# Once a round and sequence: an enum's attribute takes ten times as long to look up as a name.
-_OK, _DONE = OutcomeStatus.OK, Phase.DONE
 
 
 class RoundHost(SequenceKeeper, DrafterPool, Protocol):
@@ -211,6 +208,6 @@ def _teaches(plan: RoundPlan, result: RoundResult) -> list[bool]:
     num_prefills = len(plan.request.prefills)
     statuses = PackedOutcomes.of(result.outcomes).statuses[num_prefills:]
     return [
-        status is _OK and sequence.phase is not _DONE
+        status is OUTCOME_OK and sequence.phase is not DONE
         for sequence, status in zip(plan.sequences[num_prefills:], statuses, strict=False)
     ]

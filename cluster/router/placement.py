@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from cluster.router.links import DrafterLink, TargetLink
-from cluster.router.sequence import Phase, Sequence
+from cluster.router.sequence import PREFILLING, Sequence
 from cluster.router.waiting import WaitingQueue
 
 # A neighbour costs the others as much as so many tokens to prefill, as far as placing is concerned: a known prefix of
@@ -82,7 +82,7 @@ def _set_apart(sequence: Sequence, open_links: Collection[TargetLink]) -> Target
 
 def _start(sequence: Sequence, link: TargetLink, now: float) -> None:
     sequence.waits_for = None
-    sequence.phase = Phase.PREFILLING
+    sequence.phase = PREFILLING
     if sequence.admitted_at is None:
         sequence.admitted_at = now
     link.admit(sequence)

@@ -18,7 +18,7 @@ from cluster.router.links import DrafterLink, TargetLink
 from cluster.router.pairing import check_fits_any, check_same_model, is_paired
 from cluster.router.placement import choose_drafter, place_waiting
 from cluster.router.rounds import TargetRounds
-from cluster.router.sequence import Phase, Sequence
+from cluster.router.sequence import DONE, PREFILLING, WAITING, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.timings import RoundTimings
 from cluster.router.tree_planner import TreePlanner
@@ -211,11 +211,11 @@ class Router:
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out of every table and frees what target and drafter hold of it."""
-        if sequence.phase is Phase.DONE:
+        if sequence.phase is DONE:
             return
-        if sequence.phase is Phase.WAITING:
+        if sequence.phase is WAITING:
             self._waiting.remove(sequence)
-        sequence.phase = Phase.DONE
+        sequence.phase = DONE
         sequence.stop_timers()
         sequence.leave_drafter()
         self._planner.forget(sequence)
@@ -224,7 +224,7 @@ class Router:
         del self._sequences[sequence.sink, sequence.request.sequence_id]
 
     def fail(self, sequence: Sequence, error: DFlashError) -> None:
-        if sequence.phase is Phase.DONE:
+        if sequence.phase is DONE:
             return
         self.finish(sequence)
         sequence.sink.put([TokenEvent(sequence.request.sequence_id, _NO_TOKENS, error=error)])
@@ -236,7 +236,7 @@ class Router:
         sequence.target.reopen(sequence)
         sequence.next_attempt()
         sequence.target.recount(sequence)
-        sequence.phase = Phase.PREFILLING
+        sequence.phase = PREFILLING
 
     def preempt(self, sequence: Sequence) -> None:
         """Puts one whose blocks the target took in front of the queue, under a higher attempt: it did nothing wrong."""
@@ -244,11 +244,11 @@ class Router:
         logger.info("sequence %s is preempted with %d tokens", sequence.key, len(sequence.token_ids))
         sequence.target.drop(sequence)
         sequence.next_attempt()
-        sequence.phase = Phase.WAITING
+        sequence.phase = WAITING
         self._waiting.put_back(sequence)
 
     def _may_retry(self, sequence: Sequence, reason: str) -> bool:
-        if sequence.phase is Phase.DONE:
+        if sequence.phase is DONE:
             return False
         sequence.retries += 1
         if sequence.retries > self.settings.max_retries:
@@ -279,7 +279,7 @@ class Router:
         for sequence in reversed(sequences):
             link.remove(sequence)
             sequence.next_attempt()
-            sequence.phase = Phase.WAITING
+            sequence.phase = WAITING
             self._waiting.put_back(sequence)
         for sequence in sequences:
             self._may_retry(sequence, f"target lost: {reason}")

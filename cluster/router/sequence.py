@@ -31,6 +31,10 @@ class Phase(Enum):
     DONE = "done"
 
 
+# What is asked once a round and sequence goes by these: an enum's attribute takes ten times as long to look up.
+WAITING, PREFILLING, RUNNING, DONE = Phase
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`token_ids` are all committed tokens: prompt, tokens received before a resubmission, tokens of this router.
@@ -44,7 +48,7 @@ class Sequence:
     key: SequenceKey
     submitted_at: float
     token_ids: list[int]
-    phase: Phase = Phase.WAITING
+    phase: Phase = WAITING
     target: TargetLink | None = None
     drafter: DrafterLink | None = None
     drafter_knows: bool = False  # the drafter was told of this attempt

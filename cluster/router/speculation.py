@@ -23,7 +23,7 @@ from cluster.router.latency import RoundLoad
 from cluster.router.levels import DraftLevels
 from cluster.router.links import TargetLink
 from cluster.router.prospects import NODES, Prospects, cycles_s, num_drafts_to_try, prospects, shape_at, warm_up
-from cluster.router.sequence import Phase, Sequence
+from cluster.router.sequence import RUNNING, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.target_times import TargetTimes
 from cluster.router.tree_planner import PlannedTrees, TreePlanner
@@ -82,7 +82,7 @@ class Speculation:
 
         `belief`, 0 … 1: in what was seen of two.
         """
-        running = [sequence for sequence in self._link.sequences if sequence.phase is Phase.RUNNING]
+        running = [sequence for sequence in self._link.sequences if sequence.phase is RUNNING]
         if len(running) < 2:
             return 1.0
         wanting = self._planner.wanting(running)

@@ -33,6 +33,7 @@ from dflash_core.contracts.drafts import (
 from dflash_core.contracts.packed_drafts import PackedDraftBlocks, PackedDrafts
 from dflash_core.contracts.packed_rounds import PackedOutcomes, PackedTreeRows
 from dflash_core.contracts.rounds import (
+    OUTCOME_OK,
     Outcome,
     OutcomeStatus,
     Prefill,
@@ -59,6 +60,7 @@ __all__ = [
     "Drafter",
     "DrafterInfo",
     "Outcome",
+    "OUTCOME_OK",
     "OutcomeStatus",
     "PackedDraftBlocks",
     "PackedDrafts",

@@ -111,6 +111,10 @@ class OutcomeStatus(Enum):
     INVALID = "invalid"  # malformed tree, token out of the vocabulary, too long: fail the request
 
 
+OUTCOME_OK = OutcomeStatus.OK
+"""For what is asked once a round and sequence: an enum's attribute takes ten times as long to look up."""
+
+
 class Outcome(NamedTuple):
     """What a round did for one sequence: tokens committed, and where it stands."""
 

@@ -20,8 +20,8 @@ from tests.chaos.roles import short_keepalive
 from tests.chaos.supervisor import MemberEnded, Supervisor, supervised
 from tests.chaos.workload import Recorder, Stream, Verdict, Workload, check_streams
 from tests.cluster.serving import DRAFTER_SETTINGS, TARGET_SETTINGS
-from tests.cluster.simulated import until
 from tests.tiny import TinyPair
+from tests.waiting import until
 
 COUNTS = {"router": 2, "drafter": 2, "target": 2}
 VICTIMS = ("drafter", "target", "router")

@@ -10,7 +10,7 @@ from cluster.requests import FinishReason
 from dflash_core.errors import DeadlineExceeded
 from tests.chaos.runs import ChaosCluster, check_run, make_kills, run_chaos, streams_open
 from tests.chaos.workload import Workload
-from tests.cluster.simulated import until
+from tests.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session")]
 

@@ -11,8 +11,8 @@ from tests.chaos.links import Link, ProxiedLinks
 from tests.chaos.proxy import Fault
 from tests.chaos.runs import ChaosCluster, chaos_cluster, check_run, streams_open
 from tests.chaos.workload import Workload
-from tests.cluster.simulated import until
 from tests.tiny import TinyPair
+from tests.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 

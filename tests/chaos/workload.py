@@ -18,7 +18,7 @@ from dflash_core.contracts import SamplingParams
 from dflash_core.runners.target import TargetRunner
 from tests.chaos.margins import Margins
 from tests.cluster.serving import TARGET_SETTINGS
-from tests.cluster.simulated import Client
+from tests.cluster.simulated_client import Client
 from tests.tiny import TinyPair
 
 NUM_TEMPLATES = 32

@@ -7,7 +7,7 @@ import numpy as np
 from cluster.requests import GenerationRequest, LatencyClass
 from cluster.router.sequence import Sequence
 from dflash_core.contracts import SamplingParams, SequenceKey
-from tests.cluster.simulated import Client
+from tests.cluster.simulated_client import Client
 
 
 def make_sequence(

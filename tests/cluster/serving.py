@@ -26,8 +26,9 @@ from dflash_core.contracts import SamplingParams
 from dflash_core.runners.drafter import DrafterRunner
 from dflash_core.runners.settings import DrafterSettings, TargetSettings
 from dflash_core.runners.target import TargetRunner
-from tests.cluster.simulated import Client, until
+from tests.cluster.simulated_client import Client
 from tests.tiny import TinyPair
+from tests.waiting import until
 
 TARGET_SETTINGS = TargetSettings(device="cpu", dtype="float32", num_blocks=256, max_rows=256, max_tree_rows=128)
 DRAFTER_SETTINGS = DrafterSettings(device="cpu", dtype="float32", num_blocks=256)

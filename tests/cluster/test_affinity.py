@@ -12,7 +12,7 @@ from cluster.transports.affinity import AFFINITY_TOKENS, choose_router
 from dflash_core.contracts import SamplingParams
 from dflash_core.errors import Overloaded
 from tests.cluster.fake_routers import FakeRouter, pool_over, prompt_of, request_of
-from tests.cluster.simulated import Client
+from tests.cluster.simulated_client import Client
 
 
 def test_a_prefix_has_one_router_whatever_follows_it_and_in_whatever_order_they_are_listed() -> None:

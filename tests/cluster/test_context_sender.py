@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 from tests.cluster.serving import make_cluster, tiny_request
-from tests.cluster.simulated import until
 from tests.tiny import make_tiny_pair
+from tests.waiting import until
 
 
 async def test_the_pipe_to_a_drafter_ends_with_it_and_is_forgotten(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from dflash_core.errors import (
     Unavailable,
 )
 from dflash_core.runners.settings import DrafterSettings, TargetSettings
-from tests.cluster.simulated import until
 from tests.tiny import TinyPair, make_tiny_pair
+from tests.waiting import until
 
 PROMPT = "def push(self, item):"
 

@@ -7,7 +7,9 @@ import pytest
 
 from cluster.requests import HIGHEST_PRIORITY, LOWEST_PRIORITY, GenerationRequest, LatencyClass, TokenEvent
 from dflash_core.errors import InvalidRequest, Overloaded
-from tests.cluster.simulated import Client, SimulatedTarget, make_request
+from tests.cluster.simulated_client import Client
+from tests.cluster.simulated_target import SimulatedTarget
+from tests.cluster.simulated_text import make_request
 from tests.cluster.world import World, make_world
 
 

@@ -6,7 +6,8 @@ from benchmarks.simulate.clock import run_virtually
 from cluster.requests import GenerationRequest
 from cluster.router.drafting import MOST_UNASKED_ROUNDS
 from dflash_core.contracts import ContextChunk
-from tests.cluster.simulated import Network, SimulatedDrafter, make_request
+from tests.cluster.simulated_drafter import Network, SimulatedDrafter
+from tests.cluster.simulated_text import make_request
 from tests.cluster.world import World, make_world
 
 NUM_SEQUENCES, NUM_TOKENS = 8, 120

@@ -28,9 +28,10 @@ from dflash_core.runners.target import TargetRunner
 from protos import common_pb2, drafter_pb2, router_pb2
 from tests.cluster.background import Background
 from tests.cluster.serving import Cluster, check_outputs, decode_plainly, make_cluster, tiny_request
-from tests.cluster.simulated import Client, until
+from tests.cluster.simulated_client import Client
 from tests.fuzzed_messages import Hints, messages
 from tests.tiny import TinyPair, make_tiny_pair
+from tests.waiting import until
 
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,

@@ -29,8 +29,9 @@ from tests.cluster.serving import (
     sleep_a_little,
     tiny_request,
 )
-from tests.cluster.simulated import Client, until
+from tests.cluster.simulated_client import Client
 from tests.tiny import TinyPair, make_tiny_pair
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

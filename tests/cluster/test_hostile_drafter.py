@@ -17,8 +17,8 @@ from cluster.wire.drafts import drafter_info_to_pb
 from dflash_core.runners.target import TargetRunner
 from protos import common_pb2, drafter_pb2
 from tests.cluster.serving import TARGET_SETTINGS, decode_again, decode_plainly, make_cluster, tiny_request
-from tests.cluster.simulated import until
 from tests.tiny import make_tiny_pair
+from tests.waiting import until
 
 NUM_KINDS = 9  # of nonsense
 

@@ -27,8 +27,9 @@ from tests.cluster.serving import (
     make_cluster,
     tiny_request,
 )
-from tests.cluster.simulated import Client, until
+from tests.cluster.simulated_client import Client
 from tests.tiny import TinyPair, make_tiny_pair
+from tests.waiting import until
 
 # What may come again at any time: answers, and ranges of positions.
 _LATE = (drafter_pb2.DraftResult, drafter_pb2.ContextBatch, drafter_pb2.ContextAckBatch, router_pb2.TargetMessage)

@@ -9,7 +9,7 @@ from cluster.requests import GenerationRequest
 from cluster.router.levels import FIRST_LEVEL, DraftLevels
 from cluster.router.sequence import Sequence
 from dflash_core.contracts import SamplingParams, SequenceKey
-from tests.cluster.simulated import Client
+from tests.cluster.simulated_client import Client
 
 
 def _sequence(temperature: float = 0.0, max_tokens: int = 100) -> Sequence:

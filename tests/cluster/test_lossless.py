@@ -22,8 +22,9 @@ from dflash_core.runners.drafter import DrafterRunner
 from dflash_core.runners.target import TargetRunner
 from dflash_core.trees.build import NodeBudget
 from tests.cluster.serving import DRAFTER_SETTINGS, TARGET_SETTINGS, add_models, check_outputs, decode_plainly
-from tests.cluster.simulated import Client, until
+from tests.cluster.simulated_client import Client
 from tests.tiny import make_tiny_pair
+from tests.waiting import until
 
 NUM_PROMPTS = 50
 TEMPERATURES = (0.0, 0.7, 1.0)

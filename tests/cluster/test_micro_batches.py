@@ -18,8 +18,9 @@ from cluster.router.splitting import SplitChooser
 from cluster.router.tree_planner import TreePlanner
 from dflash_core.contracts import RoundRequest, RoundResult
 from dflash_core.trees.build import NodeBudget
-from tests.cluster.simulated import make_request, until
+from tests.cluster.simulated_text import make_request
 from tests.cluster.world import World, make_world
+from tests.waiting import until
 
 
 async def _decode(world: World, num_requests: int) -> None:

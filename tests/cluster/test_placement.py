@@ -18,7 +18,9 @@ from cluster.router.sequence import Phase, Sequence
 from cluster.router.waiting import WaitingQueue
 from dflash_core.contracts import SamplingParams, SequenceKey
 from tests.cluster.queue_cases import make_sequence
-from tests.cluster.simulated import Client, Network, SimulatedTarget
+from tests.cluster.simulated_client import Client
+from tests.cluster.simulated_drafter import Network
+from tests.cluster.simulated_target import SimulatedTarget
 
 
 def make_link(max_running: int = 256, **options: Any) -> TargetLink:

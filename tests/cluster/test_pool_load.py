@@ -9,8 +9,8 @@ import pytest
 
 from cluster.transports.draft_lag import DraftLag
 from tests.cluster.serving import make_cluster, tiny_request
-from tests.cluster.simulated import until
 from tests.tiny import TinyPair, make_tiny_pair
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

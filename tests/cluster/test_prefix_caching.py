@@ -23,9 +23,11 @@ from tests.cluster.serving import (
     decode_plainly,
     make_cluster,
 )
-from tests.cluster.simulated import SimulatedTarget, make_request, until
+from tests.cluster.simulated_target import SimulatedTarget
+from tests.cluster.simulated_text import make_request
 from tests.cluster.world import make_world
 from tests.tiny import TinyPair, make_tiny_pair
+from tests.waiting import until
 
 PLAIN_SETTINGS = TARGET_SETTINGS.model_copy(update={"prefix_caching": False})
 

@@ -19,8 +19,12 @@ from dflash_core.errors import (
     PromptTooLong,
     Unavailable,
 )
-from tests.cluster.simulated import Client, SimulatedDrafter, SimulatedTarget, decode_plainly, make_request, until
+from tests.cluster.simulated_client import Client
+from tests.cluster.simulated_drafter import SimulatedDrafter
+from tests.cluster.simulated_target import SimulatedTarget
+from tests.cluster.simulated_text import decode_plainly, make_request
 from tests.cluster.world import make_world
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -13,7 +13,7 @@ from cluster.transports.router_pool import RouterPool
 from dflash_core.contracts import TargetInfo
 from dflash_core.errors import DeadlineExceeded, Overloaded, Unavailable
 from tests.cluster.fake_routers import FakeRouter, pool_over, prompt_of, request_of
-from tests.cluster.simulated import Client
+from tests.cluster.simulated_client import Client
 
 INFO = TargetInfo("tiny", 256, 8, 2, 512, (0,), 4, 64, 64, 64, "w:f")
 

@@ -18,7 +18,9 @@ from cluster.router.speculation import Speculation
 from cluster.router.splitting import SplitChooser
 from cluster.router.tree_planner import PlannedTrees, TreePlanner
 from dflash_core.contracts import SamplingParams, SequenceKey
-from tests.cluster.simulated import Client, Network, SimulatedTarget
+from tests.cluster.simulated_client import Client
+from tests.cluster.simulated_drafter import Network
+from tests.cluster.simulated_target import SimulatedTarget
 
 NUM_ROUNDS = 200
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cluster.transports.target_share import TargetShare, share_of
 from dflash_core.runners.target import TargetRunner
 from tests.cluster.serving import TARGET_SETTINGS, check_outputs, decode_plainly, make_cluster, tiny_request
-from tests.cluster.simulated import until
 from tests.tiny import TinyPair, make_tiny_pair
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

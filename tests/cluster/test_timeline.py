@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.router.timeline import ROUTER, Span, Timeline
-from tests.cluster.simulated import make_request
+from tests.cluster.simulated_text import make_request
 from tests.cluster.world import make_world
 
 _ROUNDING_US = 0.01

@@ -14,7 +14,7 @@ from dflash_core.trees.acceptance import AcceptanceModel
 from dflash_core.trees.build import NodeBudget, TreeBuilder
 from dflash_core.trees.candidates import TreeCandidates
 from dflash_core.trees.histories import TokenHistories
-from tests.cluster.simulated import Client
+from tests.cluster.simulated_client import Client
 from tests.core.tree_examples import distinct_ids, log_probabilities
 
 MAX_TOKENS = (100, 3, 100, 100, 6)  # of the sequences: some want less than their drafts are deep

@@ -10,7 +10,11 @@ from typing import Any
 
 from cluster.requests import FinishReason, GenerationRequest
 from cluster.router import Router, RouterSettings
-from tests.cluster.simulated import Client, Network, SimulatedDrafter, SimulatedTarget, decode_plainly, until
+from tests.cluster.simulated_client import Client
+from tests.cluster.simulated_drafter import Network, SimulatedDrafter
+from tests.cluster.simulated_target import SimulatedTarget
+from tests.cluster.simulated_text import decode_plainly
+from tests.waiting import until
 
 
 class CheckedRouter(Router):

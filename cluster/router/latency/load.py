@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dflash_core.contracts import (
-    OutcomeStatus,
+    OUTCOME_OK,
     PackedOutcomes,
     PackedTreeRows,
     Prefill,
@@ -14,9 +14,6 @@ from dflash_core.contracts import (
     RoundResult,
     TreeRows,
 )
-
-# Once a round and sequence: an enum's attribute takes ten times as long to look up as a name.
-_OK = OutcomeStatus.OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,7 @@ class RoundLoad:
             for prefill, status, num_hit_tokens in zip(
                 request.prefills, outcomes.statuses[:split], outcomes.num_hit_tokens[:split], strict=True
             )
-            if status is _OK and prefill.may_hit(num_hit_tokens)
+            if status is OUTCOME_OK and prefill.may_hit(num_hit_tokens)
         )
         packed = PackedTreeRows.of(request.trees)
         placed = [
@@ -59,7 +56,7 @@ class RoundLoad:
             for num_rows, root_position, status in zip(
                 packed.num_rows, packed.root_positions, outcomes.statuses[split:], strict=True
             )
-            if status is _OK
+            if status is OUTCOME_OK
         ]
         return cls._of(prefills, placed)
 

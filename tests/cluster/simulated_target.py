@@ -1,93 +1,27 @@
-"""Doubles of the GPU pools for tests of the router: exact about the contract, free of any model.
-
-The simulated target's next token is a pure function of (seed, all tokens before it). The simulated drafter learns
-the committed tokens from its context features alone, guesses the target's tokens from them, and is wrong at times:
-so a feature that is late, lost or stale shows as a draft that is not accepted.
-"""
+"""A double of a target for tests of the router: exact about the contract, free of any model."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 
 import numpy as np
 
-from cluster.requests import GenerationRequest, TokenEvent
 from dflash_core.contracts import (
     ContextChunk,
-    Draft,
-    DrafterInfo,
-    DraftRequest,
-    DraftResult,
     Outcome,
     OutcomeStatus,
     Prefill,
     RawTensor,
     RoundRequest,
     RoundResult,
-    SamplingParams,
     SequenceKey,
     TargetInfo,
     TreeRows,
 )
 from dflash_core.errors import Unavailable
-
-VOCAB_SIZE = 97
-NUM_CANDIDATES = 4
-DEPTH = 7
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    """Polls, since what is waited for is the absence of something that nobody announces."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-def next_token(seed: int, history: list[int]) -> int:
-    return (
-        zlib.crc32(np.asarray([seed & 0x7FFFFFFF, len(history), *history[-6:]], dtype=np.int64).tobytes()) % VOCAB_SIZE
-    )
-
-
-def decode_plainly(request: GenerationRequest) -> list[int]:
-    """The oracle: one token at a time. Returns the tokens beyond those that the request brings."""
-    tokens = request.token_ids.tolist()
-    begin = len(tokens)
-    while len(tokens) - request.num_prompt_tokens < request.max_tokens:
-        tokens.append(next_token(request.sampling.seed, tokens))
-        if tokens[-1] in request.stop_token_ids:
-            break
-    return tokens[begin:]
-
-
-class Network:
-    """Carries features from targets to drafters: late, out of order, or not at all."""
-
-    def __init__(self, rng: random.Random, drop: float = 0.0, delay_s: float = 0.0) -> None:
-        self.rng = rng
-        self.drop = drop
-        self.delay_s = delay_s
-        self.drafters: dict[str, SimulatedDrafter] = {}
-
-    def send(self, address: str, chunks: list[ContextChunk]) -> None:
-        for chunk in chunks:
-            if self.rng.random() < self.drop:
-                continue
-            if self.delay_s:
-                delay = self.rng.random() * self.delay_s
-                asyncio.get_running_loop().call_later(delay, self._deliver, address, chunk)
-            else:
-                self._deliver(address, chunk)
-
-    def _deliver(self, address: str, chunk: ContextChunk) -> None:
-        drafter = self.drafters.get(address)
-        if drafter is not None:
-            drafter.append_context(chunk)
+from tests.cluster.simulated_drafter import Network
+from tests.cluster.simulated_text import VOCAB_SIZE, next_token
 
 
 @dataclass
@@ -308,133 +242,3 @@ class SimulatedTarget:
     def _not_ok(self, key: SequenceKey, status: OutcomeStatus) -> Outcome:
         held = self.held.get(key.sequence_id)
         return Outcome(key, status, np.empty(0, np.int32), -1, len(held.tokens) if held else 0, "simulated")
-
-
-class SimulatedDrafter:
-    """Guesses right with probability `skill` at each depth's first rank, else at a later rank or not at all."""
-
-    _numbers = count(1)
-
-    def __init__(
-        self,
-        network: Network,
-        *,
-        skill: float = 0.7,
-        fingerprint: str = "fc",
-        delay_s: float = 0.0,
-        straggle: float = 0.0,
-        address: str = "",
-    ) -> None:
-        self.network = network
-        self.rng = network.rng
-        self.skill = skill
-        self.delay_s = delay_s
-        self.straggle = straggle  # probability of an answer that takes longer than any round waits
-        address = address or f"simulated-{next(self._numbers)}"
-        self.info = DrafterInfo("simulated", DEPTH + 1, NUM_CANDIDATES, 1, VOCAB_SIZE, 1, fingerprint, address)
-        self.contexts: dict[str, tuple[SequenceKey, list[int]]] = {}
-        self.num_drafts = 0
-        self.num_missing = 0
-        self.is_dead = False
-        network.drafters[address] = self
-
-    def append_context(self, chunk: ContextChunk) -> None:
-        held = self.contexts.get(chunk.key.sequence_id)
-        if held is None or held[0] != chunk.key or chunk.start > len(held[1]):
-            return
-        tokens = np.frombuffer(chunk.features.data, np.int32).tolist()
-        known = len(held[1]) - chunk.start
-        assert held[1][chunk.start :][: len(tokens)] == tokens[:known], "features of a position never change"
-        held[1].extend(tokens[known:])
-
-    async def draft(self, request: DraftRequest) -> DraftResult:
-        if self.is_dead:
-            raise Unavailable("the simulated drafter is dead")
-        for key in request.releases:
-            held = self.contexts.get(key.sequence_id)
-            if held is not None and held[0].attempt <= key.attempt:
-                del self.contexts[key.sequence_id]
-        for key, context_len in request.opens:
-            held = self.contexts.get(key.sequence_id)
-            if held is None or held[0].attempt < key.attempt:
-                self.contexts[key.sequence_id] = (key, [] if held is None else held[1][:context_len])
-        delay = 5.0 if self.rng.random() < self.straggle else self.rng.random() * self.delay_s
-        if request.blocks and delay:
-            await asyncio.sleep(delay)
-        if self.is_dead:
-            raise Unavailable("the simulated drafter died")
-        drafts = tuple(
-            self._draft(block.key, block.root_token, block.context_len, block.sampling) for block in request.blocks
-        )
-        return DraftResult(request.batch_id, drafts, {"forward": 1})
-
-    def _draft(self, key: SequenceKey, root: int, context_len: int, sampling: SamplingParams) -> Draft:
-        empty = Draft(key, context_len, np.empty((0, 0), np.int32), np.empty((0, 0), np.float32))
-        held = self.contexts.get(key.sequence_id)
-        if held is None or held[0] != key:
-            return Draft(key, context_len, empty.token_ids, empty.scores, error="unknown sequence")
-        if len(held[1]) < context_len:
-            self.num_missing += 1
-            return Draft(key, context_len, empty.token_ids, empty.scores, missing_from=len(held[1]))
-        self.num_drafts += 1
-        history = [*held[1][:context_len], root]  # an answer that is late may come when there is more already
-        rows = []
-        for _ in range(DEPTH):
-            right = next_token(sampling.seed, history)
-            wrong = [token for token in self.rng.sample(range(VOCAB_SIZE), NUM_CANDIDATES + 1) if token != right]
-            row = wrong[:NUM_CANDIDATES]
-            roll = self.rng.random()
-            if roll < self.skill:
-                row[0] = right
-            elif roll < (1 + self.skill) / 2:
-                row[self.rng.randrange(1, NUM_CANDIDATES)] = right
-            rows.append(row)
-            history.append(right)
-        scores = np.log(np.tile(np.asarray([0.6, 0.2, 0.1, 0.05], np.float32), (DEPTH, 1)))
-        return Draft(key, context_len, np.asarray(rows, np.int32), scores)
-
-
-class Client:
-    """A sink that checks the order of events and waits for their ends."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[str, list[int]] = {}
-        self.first: dict[str, TokenEvent] = {}
-        self.last: dict[str, TokenEvent] = {}
-        self._ends: dict[str, asyncio.Event] = {}
-        self.num_puts = 0
-
-    def put(self, events: list[TokenEvent]) -> None:
-        self.num_puts += 1
-        assert len({event.sequence_id for event in events}) == len(events), "one event per sequence and round"
-        for event in events:
-            assert event.sequence_id not in self.last, "no event after the last one"
-            self.first.setdefault(event.sequence_id, event)
-            assert event is self.first[event.sequence_id] or not event.cached_tokens, "told once"
-            self.tokens.setdefault(event.sequence_id, []).extend(event.token_ids.tolist())
-            if event.is_last:
-                self.last[event.sequence_id] = event
-                self._end(event.sequence_id).set()
-
-    def _end(self, sequence_id: str) -> asyncio.Event:
-        return self._ends.setdefault(sequence_id, asyncio.Event())
-
-    async def wait(self, *sequence_ids: str, timeout_s: float = 60.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            for sequence_id in sequence_ids:
-                await self._end(sequence_id).wait()
-
-
-def make_request(rng: random.Random, sequence_id: str, **changes: object) -> GenerationRequest:
-    num_prompt_tokens = rng.randint(1, 60)
-    values: dict[str, object] = {
-        "sequence_id": sequence_id,
-        "token_ids": np.asarray([rng.randrange(VOCAB_SIZE) for _ in range(num_prompt_tokens)], np.int32),
-        "num_prompt_tokens": num_prompt_tokens,
-        "max_tokens": rng.randint(1, 60),
-        "sampling": SamplingParams(seed=rng.randrange(2**64)),
-        "stop_token_ids": rng.choice([(), (3,), (5, 17, 40)]),
-        "tree_budget": rng.choice([None, None, 0, 1, 5, 30]),
-    }
-    values.update(changes)
-    return GenerationRequest(**values)  # type: ignore[arg-type]
