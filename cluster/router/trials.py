@@ -50,20 +50,24 @@ class Trials:
     """Of one target."""
 
     def __init__(self) -> None:
-        self._drafts = _Savings(0.015, 0.005, seconds=0.25)  # where they are not thought to pay, for some or for all
-        self._none = _Savings(0.02, 0.005)  # rounds without drafts where these pay
+        # Each is saved up for only while it may be needed: else a time in which drafts pay would fill the purse, and
+        # the next one, in which they do not, would be trial after trial until that is spent.
+        self._drafts = _Savings(0.015, 0.005, seconds=0.25)  # where no draft is thought to pay
+        self._further = _Savings(0.015, 0.005)  # drafts, beside those that pay
+        self._none = _Savings(0.02, 0.005)  # rounds without drafts, where these pay
         self._num_rounds_left, self._num_tried = 0, 0  # of the trial of drafts that is under way
         self._num_plain_rounds_left = 0  # of one without
         self._loads: dict[int, _Load] = {}  # by the power of two
         self._load = _Load()  # the last round's
 
     def save(self, taken_up_s: float) -> None:
-        """A round has taken so long. Nothing is set aside for rounds without drafts where all are: once drafts pay,
-        trials would follow each other until it is spent."""
+        """A round has taken so long."""
         load = self._load
-        self._drafts.save(taken_up_s, 0 if load.drafts_pay else load.num_in_vain)
         if load.drafts_pay:
+            self._further.save(taken_up_s, 0)
             self._none.save(taken_up_s, load.num_in_vain)
+        else:
+            self._drafts.save(taken_up_s, load.num_in_vain)
 
     def begin(self, num_sequences: int, drafts_pay: bool) -> None:
         """A round of so many sequences is to be decided about; whether drafts pay, as far as known."""
@@ -98,8 +102,8 @@ class Trials:
         """
         num_tried = found.num_drafts[best:] - found.num_drafts[best]
         costs = _cost_s(found, best, row_s) + catch_up_s[num_tried]
-        affordable = int(np.flatnonzero(costs <= self._drafts.seconds)[-1])
-        self._drafts.seconds -= float(costs[affordable])
+        affordable = int(np.flatnonzero(costs <= self._further.seconds)[-1])
+        self._further.seconds -= float(costs[affordable])
         return int(num_tried[affordable])
 
     def of_drafts(self, found: Prospects, most: int, catch_up_s: Doubles, row_s: float) -> int:

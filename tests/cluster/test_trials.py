@@ -106,5 +106,13 @@ def test_after_a_time_without_drafts_rounds_without_them_are_no_more_frequent() 
     assert after == fresh
 
 
+def test_after_a_time_in_which_drafts_pay_they_are_tried_no_more_than_else() -> None:
+    trials = _trials()
+    _rounds_of_none(trials, 20_000, 1.2)
+    after, fresh = (_rounds_of_drafts(each, 1_000) for each in (trials, _trials()))
+    assert after == fresh
+    assert True in fresh
+
+
 def test_of_a_target_whose_rounds_take_seconds_too_something_is_tried() -> None:
     assert any(_rounds_of_none(Trials(), 2_000, 2.3, slower=500.0))
