@@ -16,7 +16,7 @@ from cluster.router.planning import RoundPlan, plan_round
 from cluster.router.prospects import shape_at
 from cluster.router.sequence import DONE, Sequence
 from cluster.router.settings import RouterSettings
-from cluster.router.speculation import Speculation
+from cluster.router.speculation import Promise, Speculation
 from cluster.router.timings import COMMIT, DRAFT, IDLE, LEARN, PLAN, VERIFY, RoundTimings
 from cluster.router.tree_planner import TreePlanner
 from dflash_core.contracts import OUTCOME_OK, PackedOutcomes, RoundResult
@@ -100,7 +100,7 @@ class MicroBatch:
                     last = ended_at = None
                     continue
                 num_blocks = self._draft_stage.ask(self._rounds.sequences_of(self._index))
-                promised_tokens = self._speculation.promised_tokens
+                promise = self._speculation.promise
                 if last is not None and (num_blocks or last.plan.planned.num_drafted):
                     self._learn(last)  # while the drafters are at it; what came of trees, before others are built
                     last = None
@@ -114,7 +114,7 @@ class MicroBatch:
                     self._speculation.times.observe_between(num_blocks, now() - ended_at)
                 if last is not None:
                     loop.call_soon(self._learn, last)  # once the request is on its way
-                last = await self._verify_and_commit(plan, promised_tokens)
+                last = await self._verify_and_commit(plan, promise)
                 ended_at = None if last is None else now()
         finally:
             self._draft_stage.close()
@@ -131,7 +131,7 @@ class MicroBatch:
                 self._host.queued_per_target,
             )
 
-    async def _verify_and_commit(self, plan: RoundPlan, promised_tokens: float) -> _Verified | None:
+    async def _verify_and_commit(self, plan: RoundPlan, promise: Promise | None) -> _Verified | None:
         """What can be learned from; None where the round failed."""
         feeds = any(sequence.is_fed for sequence in plan.sequences)  # now: who ends with this round is fed no more
         try:
@@ -154,7 +154,7 @@ class MicroBatch:
                 if sequence.target is self._link:
                     self._host.prefill_again(sequence, f"its round failed: {reason}")
         else:
-            return _Verified(plan, result, num_micro_batches, verify_s, cycle_s, feeds, teaches, promised_tokens)
+            return _Verified(plan, result, num_micro_batches, verify_s, cycle_s, feeds, teaches, promise)
         return None
 
     def _learn(self, verified: _Verified) -> None:
@@ -181,8 +181,8 @@ class MicroBatch:
             shape = shape_at(planned.num_nodes / planned.num_drafted)
             sequences = [drafted.sequences[entry] for entry in teaching]
             brought_tokens = self._speculation.observe_drafts(sequences, expected_tokens, num_accepted, shape)
-            if verified.promised_tokens > 0.0:
-                self._speculation.observe_promise(verified.promised_tokens, brought_tokens)
+            if verified.promise is not None:
+                self._speculation.observe_promise(verified.promise, brought_tokens, verified.num_micro_batches)
             self._timings.expected_tokens += sum(expected_tokens)
             self._timings.drafted_tokens += sum(num_accepted) + len(places)
             self._planner.learn(planned, outcomes, verified.teaches)
@@ -199,7 +199,7 @@ class _Verified:
     cycle_s: float | None  # since the round before ended on this target; None after a time of idleness
     feeds: bool  # some drafter
     teaches: list[bool]  # whether there is something to learn from each of the trees
-    promised_tokens: float  # by its drafts, when they were chosen
+    promise: Promise | None  # of its drafts, when they were chosen
 
 
 def _teaches(plan: RoundPlan, result: RoundResult) -> list[bool]:

@@ -12,6 +12,7 @@ whenever the sequences change.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -22,6 +23,7 @@ from cluster.router.drafted import Drafted
 from cluster.router.latency import RoundLoad
 from cluster.router.levels import DraftLevels
 from cluster.router.links import TargetLink
+from cluster.router.promises import Promises
 from cluster.router.prospects import NODES, Prospects, cycles_s, num_drafts_to_try, prospects, shape_at, warm_up
 from cluster.router.sequence import RUNNING, Sequence
 from cluster.router.settings import RouterSettings
@@ -37,6 +39,14 @@ _STEP = 0.15  # of the moving average of nodes
 _FEEDING_ROWS = 0.02
 _UNSEEN_ROUNDS = 3  # after one in which no draft pays, so many of the same sequences go without looking at it anew
 _LASTING_TOKENS = 16  # still wanted by a sequence that is worth a trial, or half of what it may write
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """`tokens`: that drafts are to bring in a round, weighted, as their levels say."""
+
+    promises: Promises
+    tokens: float
 
 
 class Speculation:
@@ -58,7 +68,8 @@ class Speculation:
         self._mean_context = 0.0  # tokens before a root, in the last round
         self._trials = Trials()
         self._row_s = 0.0  # of the target's time, what a further row costs
-        self.promised_tokens = 0.0  # by the drafts chosen last, as their levels say; 0 where nothing is to be learned
+        self._promises = Promises()  # of those decided about last
+        self.promise: Promise | None = None  # of the drafts chosen last; None where nothing is to be learned
         self.is_paying = True  # drafts, for some sequence at least, as far as known
         self.stops_feeding = False  # drafters, at once: a trial of rounds without drafts
         self._num_quiet_rounds = 0  # in a row, that fed no drafter
@@ -121,7 +132,7 @@ class Speculation:
         Args:
             ready: of the running ones, who could be drafted for. running: all of the micro-batch.
         """
-        self.promised_tokens = 0.0
+        self.promise = None
         self.stops_feeding = False
         if self._goes_unseen(ready, running):
             return []
@@ -139,6 +150,7 @@ class Speculation:
         # Of equals, such as those never drafted for, first those whose drafter lacks least.
         order = np.lexsort((np.array([sequence.num_unfed_tokens for sequence in wanting], np.int64), -levels))
         wanting, levels = [wanting[place] for place in order.tolist()], levels[order]
+        self._promises = self._levels.promises(wanting)
         found = self._prospects(levels, weight, len(running), self.times.num_micro_batches)
         best = found.best
         self.rate = float(found.rates[best])
@@ -205,7 +217,8 @@ class Speculation:
         if of_chosen > 0.0:
             of_fed = float(levels @ [sequence.is_fed for sequence in chosen])
             gained = float(found.tokens[place] - found.tokens[0]) * of_fed / of_chosen
-            self.promised_tokens = gained / self._levels.kept(self.times.num_micro_batches)
+            tokens = gained / self._promises.kept(self.times.num_micro_batches)
+            self.promise = Promise(self._promises, tokens)
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""
@@ -220,7 +233,7 @@ class Speculation:
         fixed = self._load(num_roots)
         verify_s = self.times.verify_s(most_rows, fixed, self._mean_context, num_micro_batches, belief)
         self._row_s = float(verify_s[-1] - verify_s[num_roots]) / max(1, len(verify_s) - num_roots)
-        levels = levels * self._levels.kept(num_micro_batches) ** belief
+        levels = levels * self._promises.kept(num_micro_batches) ** belief
         num_drafts = num_drafts_to_try(len(levels))
         between_s = self.times.all_between_s(num_drafts, num_micro_batches)
         plain, drafted = self.times.overruns(num_micro_batches)
@@ -280,11 +293,12 @@ class Speculation:
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
             self._shape = shape_at(self._nodes_per_draft)
         else:
-            self._levels.fade(num_micro_batches)
+            self._promises.fade(num_micro_batches)
 
-    def observe_promise(self, promised_tokens: float, brought_tokens: float) -> None:
-        """What the drafts of a round were to bring (`promised_tokens` when they were chosen), and what they brought."""
-        self._levels.observe_promise(self.times.num_micro_batches, promised_tokens, brought_tokens)
+    def observe_promise(self, promise: Promise, brought_tokens: float, num_micro_batches: int) -> None:
+        """What the drafts of a round were to bring (`self.promise` when they were chosen), and what they brought."""
+        if promise.tokens > 0.0:
+            promise.promises.observe(num_micro_batches, promise.tokens, brought_tokens)
 
     def observe_drafts(
         self, sequences: list[Sequence], expected_tokens: list[float], num_accepted: list[int], shape: float

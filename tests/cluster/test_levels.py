@@ -56,26 +56,11 @@ def test_no_more_than_a_request_still_wants() -> None:
     assert DraftLevels().of_lasting_drafts(sequences).tolist() == [FIRST_LEVEL, FIRST_LEVEL]
 
 
-def test_a_broken_promise_is_believed_until_nothing_is_seen_of_it() -> None:
+def test_those_sampled_alike_have_promises_of_their_own() -> None:
     levels = DraftLevels()
-    for _ in range(100):
-        levels.observe_promise(1, 10.0, 6.0)
-    assert levels.kept(1) == pytest.approx(0.6)
-    assert DraftLevels().kept(1) == 1.0
-    for _ in range(1_000):
-        levels.fade(1)
-    assert levels.kept(1) == pytest.approx(1.0, abs=0.01)
-
-
-def test_what_was_seen_with_one_micro_batch_goes_for_two_until_they_are_seen_and_again_when_they_are_not() -> None:
-    levels = DraftLevels()
-    for _ in range(100):
-        levels.observe_promise(1, 10.0, 12.0)
-    assert levels.kept(2) == pytest.approx(1.2)
-    for _ in range(100):
-        levels.observe_promise(2, 10.0, 8.0)
-    assert levels.kept(2) == pytest.approx(0.8)
-    assert 0.8 < levels.kept(1) < 1.0, "the levels have changed since"
-    for _ in range(1_000):
-        levels.observe_promise(2, 10.0, 8.0)
-    assert levels.kept(1) == pytest.approx(0.8, abs=0.01)
+    greedy, sampled = _sequence(0.0), _sequence(1.0)
+    levels.promises([greedy, greedy]).observe(1, 10.0, 12.0)
+    levels.promises([sampled]).observe(1, 10.0, 6.0)
+    assert levels.promises([greedy]).kept(1) == pytest.approx(1.2)
+    assert levels.promises([sampled, sampled]).kept(1) == pytest.approx(0.6)
+    assert levels.promises([sampled, greedy]).kept(1) == 1.0
