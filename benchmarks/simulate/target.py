@@ -52,6 +52,7 @@ class SimulatedTarget:
         self._meter = meter
         self._kv = KvBlocks(hardware.num_blocks, hardware.kv_block_size)
         self._free_at = 0.0
+        self._turns = asyncio.Lock()  # two rounds may end at one time, as one does that only releases
         self.counts = TargetCounts()
         self.info = TargetInfo(
             model=hardware.name,
@@ -83,9 +84,11 @@ class SimulatedTarget:
             duration_s = self._duration_s(request)
             sent_at = self._router.work(loop.time(), len(request.trees) + len(request.prefills))
             self._free_at = max(self._free_at, sent_at + self._hardware.network.latency_s) + duration_s
-        await _sleep_until(self._free_at)
-        with self._meter.outside():
-            result = self._run(request, duration_s)
+            free_at = self._free_at
+        async with self._turns:
+            await _sleep_until(free_at)
+            with self._meter.outside():
+                result = self._run(request, duration_s)
         await _sleep_until(loop.time() + self._hardware.network.latency_s)
         return result
 

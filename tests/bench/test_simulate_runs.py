@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.simulate.clock import run_virtually
@@ -23,6 +24,7 @@ from benchmarks.simulate.scenario import LONG, SHORT, Scenario
 from benchmarks.simulate.workload import ClosedLoop, OpenLoop
 from cluster.requests import EventSink, GenerationRequest, TokenEvent
 from cluster.router import RouterSettings
+from dflash_core.contracts import Prefill, RoundRequest, SamplingParams, SequenceKey
 from tests.bench.benchmark_runs import error_of, report_of
 
 STREAMS = ClosedLoop(12)
@@ -57,6 +59,27 @@ class _Ledger:
 
             monkeypatch.setattr(router, "submit", noted)
             monkeypatch.setattr(client, "put", taken)
+
+
+def test_what_is_released_while_its_prompt_is_prefilled_is_not_held_again(playback: Playback) -> None:
+    """The round that releases takes no time: it ends at the same moment as the one before, and after it."""
+
+    async def main() -> None:
+        target, _ = SimulatedCluster(SMALL, POLICIES[PLAIN], playback, Meter()).targets[:2]
+        key, prompt = SequenceKey("a", 1), np.zeros(8, np.int32)
+        sampling = SamplingParams(seed=Script(0, 0, len(prompt)).seed)
+        # With an earlier and a later one, of two timers of one time the loop fires the second first.
+        loop = asyncio.get_running_loop()
+        loop.call_later(1e-6, lambda: None)
+        prefill = Prefill(key, prompt, 0, True, len(prompt), sampling)
+        first = loop.create_task(target.run_round(RoundRequest(1, prefills=(prefill,))))
+        second = loop.create_task(target.run_round(RoundRequest(2, releases=(key,))))
+        await asyncio.sleep(0.0)
+        loop.call_later(60.0, lambda: None)
+        await asyncio.gather(first, second)
+        assert target.num_sequences == 0
+
+    run_virtually(main())
 
 
 @pytest.mark.parametrize("num_blocks", [2048, 20])
