@@ -35,13 +35,9 @@ def jit_borrowing(function: _Function) -> _Function:
     return _compiled(function, counts_references=False)
 
 
-def jit_relaxed(liberty: str) -> Callable[[_Function], _Function]:
-    """As `jit_borrowing`, where the compiler may round otherwise than it is written.
-
-    `liberty`: "contract", a product and the sum that it goes into are one instruction; "reassoc", sums are taken in any
-    order.
-    """
-    return lambda function: _compiled(function, counts_references=False, fastmath={liberty})
+def jit_reassociating(function: _Function) -> _Function:
+    """As `jit_borrowing`, where sums may be taken in any order: as written, each addition waits for the one before."""
+    return _compiled(function, counts_references=False, fastmath={"reassoc"})
 
 
 def _compiled(function: _Function, counts_references: bool, fastmath: set[str] | bool = False) -> _Function:

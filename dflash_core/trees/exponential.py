@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import literal_unroll
 
-from dflash_core.jit import jit_borrowing, jit_relaxed
+from dflash_core.jit import jit_borrowing, jit_reassociating
 from dflash_core.trees.scoring import Doubles, Longs
 
 # The compiler's loops take so many at a time where a processor has the widest vectors, and the rest one by one.
@@ -31,7 +31,7 @@ def whole_row(num_values: int) -> int:
     return -(-num_values // _AT_A_TIME) * _AT_A_TIME
 
 
-@jit_relaxed("contract")
+@jit_borrowing
 def exponentials(values: Doubles, num_values: int, powers: Longs) -> None:
     """Puts their exponentials in place of the first so many, exact to two units in the last place.
 
@@ -53,9 +53,9 @@ def exponentials(values: Doubles, num_values: int, powers: Longs) -> None:
         values[i] *= of_two[i]
 
 
-@jit_relaxed("reassoc")
+@jit_reassociating
 def sum_of(values: Doubles, num_values: int) -> float:
-    """Of the first so many. In order, each addition would wait for the one before."""
+    """Of the first so many."""
     total = 0.0
     for i in range(num_values):
         total += values[i]

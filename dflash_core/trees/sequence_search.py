@@ -29,6 +29,7 @@ from dflash_core.trees.scoring import (
     rank_bucket,
 )
 
+_ROUNDING = 1e-14  # of exponentials, relative
 _UNKNOWN, _UNWEIGHED = -1, np.inf
 # A node of the path that the walk is on, and which of its children come next.
 _NODE = np.dtype(
@@ -165,13 +166,10 @@ def _weigh_match(
         rank += 1
     is_listed = rank < num_listed
     last = rank if is_listed else num_listed - 1
-    weight = match_weight(
-        table,
-        depth_bucket(level + 1),
-        rank_bucket(rank) if is_listed else NOT_A_CANDIDATE,
-        match_len,
-        log_of(scores[first + last] if last >= 0 else -np.inf),
-    )
+    deep, of_rank = depth_bucket(level + 1), rank_bucket(rank) if is_listed else NOT_A_CANDIDATE
+    weight = match_weight(table, deep, of_rank, match_len, log_of(scores[first + last] if last >= 0 else -np.inf))
+    if last >= 0 and abs(weight - weights[last]) <= _ROUNDING * weight:
+        weight = weights[last]  # it is its exponential by other means, as long as nothing was learned
     total += weight - (weights[rank] if is_listed else 0.0)
     return rank if is_listed else -1, total, weight / total
 
