@@ -19,7 +19,6 @@ from dflash_core.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
-
 _MOST_SKIPPED_ROUNDS = 15
 # So many rounds are drafters fed without being asked. Features cost the target, the network and the drafter; to catch
 # up later costs a round without a draft.

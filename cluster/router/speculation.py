@@ -144,7 +144,7 @@ class Speculation:
             self.rate = weight / self.times.plain_cycle_s(self._load(len(running)))
             self._num_unseen_rounds = _UNSEEN_ROUNDS
             return []
-        if not self.times.knows_drafter and wanting and (drafter := wanting[0].drafter) is not None:
+        if not self.times.knows_drafter and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
         levels = self._levels.of_next_drafts(wanting)
         # Of equals, such as those never drafted for, first those whose drafter lacks least.
