@@ -37,7 +37,9 @@ Doubles = npt.NDArray[np.float64]
 _STEP = 0.15  # of the moving average of nodes
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
-_UNSEEN_ROUNDS = 3  # after one in which no draft pays, so many of the same sequences go without looking at it anew
+# After a round in which no draft pays, so many go without looking at it anew: as long as nobody comes who is sampled
+# otherwise, and there are not much fewer.
+_UNSEEN_ROUNDS, _MUCH_FEWER = 3, 0.75
 _LASTING_TOKENS = 16  # still wanted by a sequence that is worth a trial, or half of what it may write
 
 
@@ -74,7 +76,8 @@ class Speculation:
         self.stops_feeding = False  # drafters, at once: a trial of rounds without drafts
         self._num_quiet_rounds = 0  # in a row, that fed no drafter
         self._num_unseen_rounds = 0  # still to go
-        self._seen: tuple[list[Sequence], list[Sequence]] = ([], [])  # who was ready and running in the last round
+        self._seen_kinds: set[int] = set()  # in the last round that was looked at, of those who were ready
+        self._num_seen = 0  # who were running in it
         warm_up()
 
     def as_dict(self) -> dict[str, Any]:
@@ -142,7 +145,7 @@ class Speculation:
         weight = sum([sequence.weight for sequence in running])
         if not wanting:
             self.rate = weight / self.times.plain_cycle_s(self._load(len(running)))
-            self._num_unseen_rounds = _UNSEEN_ROUNDS
+            self._num_unseen_rounds, self._seen_kinds = _UNSEEN_ROUNDS, set()
             return []
         if not self.times.knows_drafter and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
@@ -177,9 +180,10 @@ class Speculation:
 
     def _goes_unseen(self, ready: list[Sequence], running: list[Sequence]) -> bool:
         """To find again and again that nothing pays would be a good part of what the router does between rounds."""
-        are_the_same, self._seen = self._seen == (ready, running), (ready, running)
-        if self._num_unseen_rounds == 0 or not are_the_same:
-            self._num_unseen_rounds = 0
+        kinds = {sequence.kind for sequence in ready}
+        is_much_alike = kinds <= self._seen_kinds and len(running) >= _MUCH_FEWER * self._num_seen
+        if self._num_unseen_rounds == 0 or not is_much_alike:
+            self._num_unseen_rounds, self._seen_kinds, self._num_seen = 0, kinds, len(running)
             return False
         self._num_unseen_rounds -= 1
         return True

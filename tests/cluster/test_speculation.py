@@ -49,9 +49,14 @@ class Setup:
         return 10e-3 + 1e-3 * rows
 
     @staticmethod
-    def sequence(name: str, max_tokens: int = 100, latency_class: LatencyClass = LatencyClass.STANDARD) -> Sequence:
+    def sequence(
+        name: str,
+        max_tokens: int = 100,
+        latency_class: LatencyClass = LatencyClass.STANDARD,
+        sampling: SamplingParams = SamplingParams(),
+    ) -> Sequence:
         token_ids = np.array([5, 6, 7], np.int32)
-        request = GenerationRequest(name, token_ids, 3, max_tokens, SamplingParams(), latency_class=latency_class)
+        request = GenerationRequest(name, token_ids, 3, max_tokens, sampling, latency_class=latency_class)
         key = SequenceKey(name, 1)
         return Sequence(
             request, Client(), key, 0.0, token_ids.tolist(), phase=Phase.RUNNING, drafter_knows=True, cached_len=2
@@ -78,19 +83,33 @@ def test_drafts_that_pay_are_asked_for_and_others_are_not() -> None:
     assert setup.speculation.choose_drafted(setup.sequences, setup.sequences) == []
 
 
-def test_what_does_not_pay_is_looked_at_again_in_the_fourth_round_or_for_others() -> None:
+def test_what_does_not_pay_is_looked_at_again_in_the_fourth_round() -> None:
     setup = Setup(4)
     setup.run_plainly(8)
     setup.set_gains(0.0, 0.0, 0.0, 0.0)
-    assert setup.speculation.choose_drafted([*setup.sequences], [*setup.sequences]) == []
+    assert setup.speculation.choose_drafted(setup.sequences, setup.sequences) == []
     setup.set_gains(3.0, 3.0, 3.0, 3.0)
-    nums_drafted = [len(setup.speculation.choose_drafted([*setup.sequences], [*setup.sequences])) for _ in range(5)]
+    newcomer = setup.sequence("newcomer")  # comes and goes under lasting load
+    newcomer.gain_level = 3.0
+    others = [*setup.sequences[1:], newcomer]
+    nums_drafted = [len(setup.speculation.choose_drafted(others, others)) for _ in range(5)]
     assert nums_drafted == [0, 0, 0, 4, 4]
+
+
+@pytest.mark.parametrize("change", ["sampled", "fewer"])
+def test_what_does_not_pay_is_looked_at_again_when_it_may_for_others(change: str) -> None:
+    setup = Setup(4)
+    setup.run_plainly(8)
     setup.set_gains(0.0, 0.0, 0.0, 0.0)
-    assert setup.speculation.choose_drafted([*setup.sequences], [*setup.sequences]) == []
+    assert setup.speculation.choose_drafted(setup.sequences, setup.sequences) == []
     setup.set_gains(3.0, 3.0, 3.0, 3.0)
-    fewer = setup.sequences[1:]
-    assert len(setup.speculation.choose_drafted([*fewer], [*setup.sequences])) == 3
+    if change == "fewer":
+        sequences = setup.sequences[:2]
+    else:
+        newcomer = setup.sequence("newcomer", sampling=SamplingParams(temperature=1.0))
+        newcomer.gain_level = 3.0
+        sequences = [*setup.sequences[1:], newcomer]
+    assert len(setup.speculation.choose_drafted(sequences, sequences)) == len(sequences)
 
 
 def test_a_sequence_whose_drafts_bring_nothing_is_left_out() -> None:
@@ -242,6 +261,19 @@ def test_rows_seem_no_dearer_for_a_processor_that_drafters_share() -> None:
     fixed = RoundLoad(4, 4, 0.0, 0.0)
     one, two = (times.verify_s(8, fixed, 0.0, number) for number in (1, 2))
     np.testing.assert_allclose(two, one * times.as_dict()["contention"])
+
+
+def test_halves_that_are_faster_than_thought_are_so_in_one_batch_too() -> None:
+    """Nothing is seen of one batch meanwhile: believed slower than it is, it would never be run again."""
+    setup = Setup(8)
+    times, half, all_of_them = setup.speculation.times, RoundLoad(4, 4, 0.0, 0.0), RoundLoad(8, 8, 0.0, 0.0)
+    before = times.verify.seconds(all_of_them)
+    times.change_to(2)
+    for _ in range(NUM_ROUNDS):
+        times.observe_round(half, 0.6 * setup.verify_s(4), 2)
+    assert times.as_dict()["contention"] == 1.0
+    assert times.verify.seconds(half) == pytest.approx(0.6 * setup.verify_s(4), rel=0.05)
+    assert times.verify.seconds(all_of_them) < 0.75 * before
 
 
 class TestSplitting:
