@@ -35,7 +35,7 @@ class TargetTimes:
         # From a round's result to the next request: drafting, the network, the router itself.
         self._drafting: list[DraftTimeModel] = []  # with one micro-batch, with two; from the first draft on
         self._plain_s = [1e-3, 1e-3]
-        self._contention = 1.0
+        self._contention = self._mean_seen = 1.0
         self._num_split_rounds = 0  # since the last change to two micro-batches
         # With one micro-batch, with two: of rounds without drafts, and how many times that of those with drafts.
         self._overruns = [(Overrun(), Overrun()), (Overrun(), Overrun())]
@@ -116,8 +116,11 @@ class TargetTimes:
         if num_seen > _CONTENTION_ROUNDS:
             self.verify.observe(load, verify_s / self._contention)
         elif num_seen > 0:
-            seen = min(max(verify_s / max(self.verify.seconds(load), 1e-9), 0.5), _MOST_CONTENTION)
-            self._contention += (seen - self._contention) / num_seen
+            seen = min(verify_s / max(self.verify.seconds(load), 1e-9), _MOST_CONTENTION)
+            self._mean_seen += (seen - self._mean_seen) / num_seen
+            # Less is none: halves that are faster than thought are so by themselves, and the model learns it from now
+            # on. Put down to there being two, it would keep them: of all in one batch nothing is seen meanwhile.
+            self._contention = max(1.0, self._mean_seen)
 
     def observe_cycle(self, load: RoundLoad, num_blocks: int, taken_up_s: float, num_micro_batches: int) -> None:
         """A round without prefill has taken up so much of the target's time, all that lies between rounds included."""
