@@ -74,7 +74,7 @@ bench: $(RUNTIME) ## Measures plain decoding, chains and trees against Hugging F
 
 .PHONY: bench-sweep
 bench-sweep: $(RUNTIME) ## Measures how well the router chooses, from 1 to 32 requests at a time
-	$(BIN)/dflash bench --no-references --max-prompts 8 --max-tokens 64 --repeats 3 \
+	$(BIN)/dflash bench --references published --max-prompts 8 --max-tokens 64 --repeats 3 \
 		$(foreach n,1 2 4 8 16 32,--concurrency $(n)) $(ARGS)
 
 .PHONY: constraints

@@ -95,7 +95,7 @@ async def _observe(
             router = _router(target, drafter, tree_budget)
             target.concurrency = concurrency
             group = PromptGroup(tuple(prompts[index % len(prompts)] for index in range(concurrency)))
-            await RouterDecoder(router, pair.target).decode(group, Cell(0.0, concurrency), None)
+            await RouterDecoder(router, pair.target.info.eos_token_ids).decode(group, Cell(0.0, concurrency), None)
             await router.close()
     return target, drafter
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from cluster.requests import Strategy
 from cluster.router import RouterSettings
 from dflash_core.errors import InvalidRequest
 
-_COMPARED_BUDGETS = (8, 16)  # at which raw and learned scores are compared
-_PUBLISHED_BUDGETS = (7, 16)  # at which the published method is compared: its figures are for these
+_COMPARED_BUDGETS = (8, 16)  # of trees without what this project adds
+
+
+class References(Enum):
+    """What an arm of ours is compared with besides our own."""
+
+    ALL = "all"  # generate of transformers where greedy, trees of raw scores, and the published method
+    PUBLISHED = "published"  # chains and trees as published: scores of the drafter alone, ranked without noise
+    NONE = "none"
 
 
 class ArmKind(Enum):
@@ -27,8 +34,12 @@ class Arm:
 
     kind: ArmKind
     tree_budget: int = 0
-    uses_noise: bool = True  # the drafter ranks its candidates with the target's noise; nothing at temperature 0
+    # The drafter ranks its candidates with the target's noise; nothing at temperature 0. Without, nothing is learned.
+    uses_noise: bool = True
     learns_acceptance: bool = True  # nodes are scored by how often such nodes were accepted; else by the drafter alone
+
+    def __post_init__(self) -> None:
+        assert self.uses_noise or not self.learns_acceptance, self
 
     @property
     def name(self) -> str:
@@ -36,17 +47,22 @@ class Arm:
             case ArmKind.HUGGING_FACE:
                 return "HF generate"
             case ArmKind.PLAIN | ArmKind.CHAIN | ArmKind.ADAPTIVE:
-                name = self.kind.value
+                name: str = self.kind.value
             case ArmKind.TREE:
                 name = f"tree {self.tree_budget}"
-        if not self.learns_acceptance:
-            name = f"{name} raw"
-        return name if self.uses_noise else f"{name} w/o noise"
+        if self.learns_acceptance:
+            return name
+        return f"{name} raw" if self.uses_noise else f"published {name}"
 
     @property
     def is_fixed(self) -> bool:
         """Among what a user could have set instead of letting the router choose."""
         return self.kind in (ArmKind.PLAIN, ArmKind.CHAIN, ArmKind.TREE) and self.learns_acceptance and self.uses_noise
+
+    @property
+    def is_published(self) -> bool:
+        """Among what a user could set elsewhere: plain decoding, chains (DFlash) and trees (DDTree) as published."""
+        return self == PLAIN or not (self.learns_acceptance or self.uses_noise)
 
     @property
     def router_settings(self) -> RouterSettings:
@@ -79,25 +95,22 @@ class Cell:
 
 
 def arms_at(
-    temperature: float, tree_budgets: tuple[int, ...], chain_depth: int, with_references: bool
+    temperature: float, tree_budgets: tuple[int, ...], chain_depth: int, references: References
 ) -> tuple[Arm, ...]:
     """The arms of a temperature: every fixed setting, the adaptive one, and what they are compared with.
 
-    `chain_depth` is the drafter's depth: a chain can use no more nodes. The references are `generate` where greedy,
-    trees of raw scores, and where it matters those of the published method, without the shared noise as well.
-    Raises `InvalidRequest` for a budget below 1.
+    `chain_depth` is the drafter's depth: a chain can use no more nodes. Raises `InvalidRequest` for a budget below 1.
     """
     wrong = [budget for budget in tree_budgets if budget < 1]
     if wrong:
         raise InvalidRequest(f"a tree budget must be at least 1, got {wrong[0]}", param="tree_budgets")
     trees = tuple(Arm(ArmKind.TREE, budget) for budget in tree_budgets)
     ours = (PLAIN, Arm(ArmKind.CHAIN, chain_depth), *trees, ADAPTIVE)
-    if not with_references:
+    if references is References.NONE:
         return ours
     raw = tuple(Arm(ArmKind.TREE, budget, learns_acceptance=False) for budget in _COMPARED_BUDGETS)
-    if temperature == 0.0:
-        return (HUGGING_FACE, *ours, *raw)
-    published = tuple(
-        Arm(ArmKind.TREE, budget, uses_noise=False, learns_acceptance=False) for budget in _PUBLISHED_BUDGETS
-    )
-    return (*ours, *raw, *published)
+    chain = Arm(ArmKind.CHAIN, chain_depth, uses_noise=False, learns_acceptance=False)
+    published = (chain, *(replace(arm, uses_noise=False) for arm in raw))
+    if references is References.PUBLISHED:
+        return (*ours, *published)
+    return (*((HUGGING_FACE,) if temperature == 0.0 else ()), *ours, *raw, *published)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from cluster.bench.arms import Arm, Cell, arms_at
+from cluster.bench.arms import Arm, Cell, References, arms_at
 from cluster.bench.measure import RunPlan, run, warm_up
 from cluster.bench.models import BenchModels, ModelOptions
 from cluster.bench.prompts import Prompt
-from cluster.bench.samples import Decoder, GroupPrompt, Sample
+from cluster.bench.samples import GroupPrompt, Sample
+from cluster.bench.turns import Lane
 from cluster.router.timeline import Timeline
 from dflash_core.errors import InvalidRequest, PromptTooLong
 
@@ -27,7 +28,7 @@ class BenchSettings:
     max_tokens: int = 128  # where the prompt itself names none
     repeats: int = 1
     max_prompts: int | None = None  # most prompts that a cell decodes, but at least a group; None: all
-    with_references: bool = True  # arms that no user would choose: `cluster.bench.arms.arms_at`
+    references: References = References.ALL
     time_limit_s: float | None = None  # no further group is begun after that; None: none
     seed: int = 0
 
@@ -46,11 +47,11 @@ class BenchSettings:
                 raise InvalidRequest(f"{name} must be at least 1, got {value}", param=name)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"references": self.references.value}
 
 
 class Benchmark:
-    """Loads on construction. `async with` it, and within `warm_up`, then `run`."""
+    """Loads on construction. `with` it, and within `warm_up`, then `run`."""
 
     def __init__(self, settings: BenchSettings, prompts: Sequence[Prompt]) -> None:
         """Raises what loading raises, `InvalidRequest`, and `PromptTooLong` for a prompt that does not fit."""
@@ -61,37 +62,35 @@ class Benchmark:
         self.plan = RunPlan(
             prompts=tuple(self._tokenised(prompt, index, settings) for index, prompt in enumerate(prompts)),
             arms={
-                cell: arms_at(
-                    cell.temperature, settings.tree_budgets, self._models.draft_depth, settings.with_references
-                )
+                cell: arms_at(cell.temperature, settings.tree_budgets, self._models.draft_depth, settings.references)
                 for cell in cells
             },
             repeats=settings.repeats,
             max_prompts=settings.max_prompts,
         )
         self._time_limit_s = settings.time_limit_s
-        self._decoders: dict[Arm, Decoder] = {}
+        self._lanes: dict[Arm, Lane] = {}
 
     @property
     def num_warm_ups(self) -> int:
         return sum(map(len, self.plan.arms.values()))
 
-    async def __aenter__(self) -> Self:
-        self._decoders = self._models.decoders(arm for arms in self.plan.arms.values() for arm in arms)
+    def __enter__(self) -> Self:
+        self._lanes = self._models.lanes(arm for arms in self.plan.arms.values() for arm in arms)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._models.close()
+        self._models.close()
 
-    def warm_up(self) -> AsyncIterator[Arm]:
+    def warm_up(self) -> Iterator[Arm]:
         """Yields once per arm and cell."""
-        return warm_up(self.plan, self._decoders)
+        return warm_up(self.plan, self._lanes)
 
-    def run(self, timeline: Timeline | None = None) -> AsyncIterator[Sample]:
+    def run(self, timeline: Timeline | None = None) -> Iterator[Sample]:
         """Yields `plan.num_samples` samples, fewer where time runs out: then complete groups still."""
-        return run(self.plan, self._decoders, self._time_limit_s, timeline)
+        return run(self.plan, self._lanes, self._models.has_room_for, self._time_limit_s, timeline)
 
     def _tokenised(self, prompt: Prompt, index: int, settings: BenchSettings) -> GroupPrompt:
         token_ids = tuple(self._models.tokenizer.encode(prompt.prompt).ids)

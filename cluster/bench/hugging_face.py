@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from cluster.bench.arms import Cell
 from cluster.bench.samples import Decoded, GroupPrompt, PromptGroup
+from cluster.bench.turns import Gate
+from cluster.router.clock import now
 from cluster.router.timeline import Timeline
 
 
@@ -29,12 +30,15 @@ class HuggingFaceDecoder:
         device: torch.device,
         eos_token_ids: tuple[int, ...],
         executor: Executor,
+        gate: Gate,
     ) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
         nn.Module.to(self._model, device)
         self._device = device
         self._eos = frozenset(eos_token_ids)
         self._executor = executor
+        self._gate = gate
+        self.num_tokens = 0
 
     async def decode(self, group: PromptGroup, cell: Cell, timeline: Timeline | None) -> Decoded:
         """Draws nothing: it has no rounds.
@@ -43,16 +47,15 @@ class HuggingFaceDecoder:
         """
         if cell.temperature != 0.0:
             raise ValueError(f"the Hugging Face arm is greedy, got temperature {cell.temperature}")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._decode, group.prompts, cell.concurrency)
-
-    def _decode(self, prompts: tuple[GroupPrompt, ...], concurrency: int) -> Decoded:
-        begin = time.perf_counter()
+        loop, begin = asyncio.get_running_loop(), now()
+        self.num_tokens = 0
         outputs: list[tuple[int, ...]] = []
-        for start in range(0, len(prompts), concurrency):
-            outputs += self._generate(prompts[start : start + concurrency])
-        seconds = time.perf_counter() - begin
-        return Decoded(seconds, sum(map(len, outputs)), tuple(outputs))
+        for start in range(0, len(group.prompts), cell.concurrency):
+            batch = group.prompts[start : start + cell.concurrency]
+            async with self._gate:
+                outputs += await loop.run_in_executor(self._executor, self._generate, batch)
+            self.num_tokens = sum(map(len, outputs))
+        return Decoded(now() - begin, self.num_tokens, tuple(outputs))
 
     def _generate(self, prompts: tuple[GroupPrompt, ...]) -> list[tuple[int, ...]]:
         longest = max(len(prompt.token_ids) for prompt in prompts)

@@ -1,22 +1,20 @@
 """The order of a run: every arm decodes a group of prompts before the next group comes.
 
-A group is twice as many prompts as a cell has requests at a time, behind a lead-in.
-
-So whatever else the machine does for a while hits all arms alike, and times compare pair by pair. Every other group is
-decoded in the reverse order, so that a machine that grows slower (or faster) favours nobody; from pair to pair of
-groups the arm that goes first rotates.
+A group is twice as many prompts as a cell has requests at a time, behind a lead-in. The arms take turns at it, so that
+whatever else the machine does hits all of them alike, and times compare pair by pair. Every other group is decoded in
+the reverse order; from pair to pair of groups the arm that goes first rotates.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.bench.arms import Arm, Cell
-from cluster.bench.samples import Decoder, GroupPrompt, PromptGroup, Sample
-from cluster.router.clock import now
-from cluster.router.timeline import Span, Timeline
+from cluster.bench.samples import GroupPrompt, PromptGroup, Sample
+from cluster.bench.turns import Lane, decode_in_turns, decode_one_by_one
+from cluster.router.timeline import Timeline
 
 _PROMPTS_PER_PLACE = 2
 
@@ -68,15 +66,18 @@ def order(arms: tuple[Arm, ...], turn: int) -> tuple[Arm, ...]:
     return rotated[::-1] if turn % 2 else rotated
 
 
-async def run(
+def run(
     plan: RunPlan,
-    decoders: Mapping[Arm, Decoder],
+    lanes: Mapping[Arm, Lane],
+    has_room_for: Callable[[int, int], bool],
     time_limit_s: float | None = None,
     timeline: Timeline | None = None,
-) -> AsyncIterator[Sample]:
-    """Yields each sample as it is measured. After `time_limit_s` no group but the first is begun: all arms or none.
+) -> Iterator[Sample]:
+    """Yields the samples of a group when all arms have decoded it; after `time_limit_s` begins none but the first.
 
-    The timeline gets the first group of every cell in the last repeat: more of them would be too much to look at.
+    `has_room_for` so many sequences of so many tokens each: where the models have none for those of all arms at a time,
+    each arm decodes the group to its end before the next one begins. So it is with what the timeline gets, the first
+    group of every cell in the last repeat: more of them would be too much to look at.
     """
     begin, is_first = time.monotonic(), True
     for repeat in range(plan.repeats):
@@ -86,20 +87,25 @@ async def run(
                 if time_limit_s is not None and not is_first and time.monotonic() - begin >= time_limit_s:
                     return
                 is_first = False
+                in_order = {arm: lanes[arm] for arm in order(arms, repeat * len(groups) + group)}
                 drawn = timeline if group == 0 and repeat == plan.repeats - 1 else None
-                for arm in order(arms, repeat * len(groups) + group):
-                    begin_s = now()
-                    decoded = await decoders[arm].decode(decoding, cell, drawn)
-                    if drawn is not None:
-                        numbers = {"temperature": cell.temperature, "concurrency": cell.concurrency}
-                        drawn.add("bench", "bench", Span(arm.name, begin_s, now(), numbers))
-                    yield Sample(cell, arm, repeat, group, decoded)
+                num_open, most_tokens = len(arms) * cell.concurrency, max(map(_num_tokens, decoding.prompts))
+                if drawn is None and has_room_for(num_open, most_tokens):
+                    decoded = decode_in_turns([*in_order.values()], decoding, cell)
+                else:
+                    decoded = decode_one_by_one(in_order, decoding, cell, drawn)
+                for arm, one in zip(in_order, decoded, strict=True):
+                    yield Sample(cell, arm, repeat, group, one)
 
 
-async def warm_up(plan: RunPlan, decoders: Mapping[Arm, Decoder]) -> AsyncIterator[Arm]:
+def warm_up(plan: RunPlan, lanes: Mapping[Arm, Lane]) -> Iterator[Arm]:
     """Lets each arm decode the first prompts of each of its cells, unmeasured: compilation, caches, page faults."""
     for cell, arms in plan.arms.items():
         group = PromptGroup(plan.groups(cell)[0].prompts[: cell.concurrency])
         for arm in arms:
-            await decoders[arm].decode(group, cell, None)
+            decode_one_by_one({arm: lanes[arm]}, group, cell)
             yield arm
+
+
+def _num_tokens(prompt: GroupPrompt) -> int:
+    return len(prompt.token_ids) + prompt.max_tokens

@@ -10,6 +10,7 @@ from cluster.bench.arms import Arm, ArmKind
 from cluster.bench.hugging_face import HuggingFaceDecoder
 from cluster.bench.router_decoder import RouterDecoder
 from cluster.bench.samples import Decoder
+from cluster.bench.turns import Gate, GatedDrafter, GatedTarget, Lane, StandingLoop
 from cluster.loading import load_tokenizer
 from cluster.router import Router
 from cluster.transports.in_process import InProcessContextSink, InProcessDrafter, InProcessTarget
@@ -58,8 +59,10 @@ class BenchModels:
             if options.one_thread
             else ThreadPoolExecutor(max_workers=1, thread_name_prefix="drafter")
         )
+        self._drafter_runners: list[DrafterRunner] = []
         self._drafters = {True: self._load_drafter(uses_noise=True)}
-        self._routers: list[Router] = []
+        self._routers: dict[Arm, Router] = {}
+        self._lanes: dict[Arm, Lane] = {}
 
     @property
     def max_model_len(self) -> int:
@@ -69,16 +72,20 @@ class BenchModels:
     def draft_depth(self) -> int:
         return self._drafters[True].info.draft_block_size - 1
 
-    def decoders(self, arms: Iterable[Arm]) -> dict[Arm, Decoder]:
-        """One decoder per arm. Call it on the event loop that will decode, and once."""
+    def lanes(self, arms: Iterable[Arm]) -> dict[Arm, Lane]:
+        """One per arm. Call it once."""
         wanted = list(dict.fromkeys(arms))
         for arm in wanted:
             if arm.uses_noise not in self._drafters:
                 self._drafters[arm.uses_noise] = self._load_drafter(arm.uses_noise)
         target = InProcessTarget(self._target, InProcessContextSink(*self._drafters.values()), self._target_thread)
-        return {arm: self._decoder(arm, target) for arm in wanted}
+        for arm in wanted:
+            loop, gate = StandingLoop(), Gate()
+            decoder = loop.run_until_complete(self._decoder(arm, target, gate))
+            self._lanes[arm] = Lane(loop, gate, decoder, (self._target_thread, self._drafter_thread))
+        return dict(self._lanes)
 
-    def _decoder(self, arm: Arm, target: InProcessTarget) -> Decoder:
+    async def _decoder(self, arm: Arm, target: InProcessTarget, gate: Gate) -> Decoder:
         if arm.kind is ArmKind.HUGGING_FACE:
             device = pick_device(self._options.device)
             return HuggingFaceDecoder(
@@ -87,25 +94,36 @@ class BenchModels:
                 device,
                 self._target.info.eos_token_ids,
                 self._target_thread,
+                gate,
             )
         settings = arm.router_settings
         if self._options.one_thread:  # then a drafter is never a straggler
             settings = replace(settings, draft_timeout_ms=settings.round_timeout_ms, always_waits=True)
-        router = Router(settings)
-        router.add_target(target)
+        router = self._routers[arm] = Router(settings)
+        router.add_target(GatedTarget(target, gate))
         if arm.kind is not ArmKind.PLAIN:
-            router.add_drafter(self._drafters[arm.uses_noise])
-        self._routers.append(router)
-        return RouterDecoder(router, self._target)
+            router.add_drafter(GatedDrafter(self._drafters[arm.uses_noise], gate))
+        return RouterDecoder(router, self._target.info.eos_token_ids, f"{arm.name} ")
 
     def _load_drafter(self, uses_noise: bool) -> InProcessDrafter:
         settings = self._drafter_settings.model_copy(update={"shared_noise": uses_noise})
         runner = DrafterRunner.load(self._options.drafter, self._options.target, settings)
+        self._drafter_runners.append(runner)
         return InProcessDrafter(runner, self._drafter_thread, f"in-process, shared noise {uses_noise}")
 
-    async def close(self) -> None:
-        for router in self._routers:
-            await router.close()
+    def has_room_for(self, num_sequences: int, num_tokens: int) -> bool:
+        """Whether so many sequences of so many tokens each can be open at a time."""
+        return all(
+            num_sequences * -(-num_tokens // size) <= free_blocks
+            for size, free_blocks in (
+                (self._target.info.kv_block_size, self._target.free_blocks),
+                *((runner.kv_block_size, runner.free_blocks) for runner in self._drafter_runners),
+            )
+        )
+
+    def close(self) -> None:
+        for arm, lane in self._lanes.items():
+            lane.close(self._routers[arm].close() if arm in self._routers else None)
         self._target_thread.shutdown()
         self._drafter_thread.shutdown()
         self._target.close()

@@ -77,12 +77,12 @@ def sweep_table(sweep: Sweep) -> Table:
 
 
 def means_table(sweep: Sweep) -> Table:
-    """The adaptive arm against each single setting, kept in all cells."""
+    """The adaptive arm against each single setting, kept in all cells; bold, the best of ours and of the published."""
     table = _table("Adaptive against one fixed setting for all cells, geometric means", "setting")
     for name in ("adaptive is faster by", "least", "most"):
         table.add_column(name, justify="right", no_wrap=True)
     for mean in sweep.means:
-        style = "bold" if mean is sweep.best_single else None
+        style = "bold" if mean in (sweep.best_single, sweep.best_published) else None
         table.add_row(mean.arm.name, *(f"{v:.3f}" for v in (mean.geometric, mean.least, mean.most)), style=style)
     return table
 

@@ -62,7 +62,12 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """One arm, ready to decode."""
+    """One arm, ready to decode. Times are by the clock of the event loop on which it does."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Written so far of the group that it decodes, or decoded last, with the lead-in."""
+        ...
 
     async def decode(self, group: PromptGroup, cell: Cell, timeline: Timeline | None) -> Decoded:
         """Decodes the group, `cell.concurrency` at a time.

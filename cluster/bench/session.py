@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +58,7 @@ def run_benchmark(
     with errors.status("loading the models"):
         benchmark = Benchmark(settings, prompts)
     timeline = None if outputs.trace_file is None else Timeline()
-    samples = asyncio.run(_measure(benchmark, errors, timeline))
+    samples = _measure(benchmark, errors, timeline)
     rows = summarise(samples)
     _show(_wide_console(), rows, samples, outputs.gpu_hour_price)
     if outputs.json_file is not None:
@@ -71,20 +70,19 @@ def run_benchmark(
         save_plot(outputs.plot_file, rows)
 
 
-async def _measure(benchmark: Benchmark, console: Console, timeline: Timeline | None) -> list[Sample]:
+def _measure(benchmark: Benchmark, console: Console, timeline: Timeline | None) -> list[Sample]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     samples = []
-    async with benchmark:
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("warming up", total=benchmark.num_warm_ups)
-            async for arm in benchmark.warm_up():
-                progress.update(task, advance=1, description=f"warming up {arm.name}")
-            progress.update(task, description="warmed up")
-            task = progress.add_task("measuring", total=benchmark.plan.num_samples)
-            async for sample in benchmark.run(timeline):
-                samples.append(sample)
-                progress.update(task, advance=1, description=f"measuring {sample.arm.name}")
-            progress.update(task, description="measured")
+    with benchmark, Progress(*columns, console=console) as progress:
+        task = progress.add_task("warming up", total=benchmark.num_warm_ups)
+        for arm in benchmark.warm_up():
+            progress.update(task, advance=1, description=f"warming up {arm.name}")
+        progress.update(task, description="warmed up")
+        task = progress.add_task("measuring", total=benchmark.plan.num_samples)
+        for sample in benchmark.run(timeline):
+            samples.append(sample)
+            progress.update(task, advance=1, description=f"measuring {sample.arm.name}")
+        progress.update(task, description="measured")
     return samples
 
 

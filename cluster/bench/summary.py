@@ -109,12 +109,12 @@ def speed_up(mine: Iterable[Sample], others: Iterable[Sample]) -> float:
 
     Within a repeat both have met the same machine; between repeats it may have become another one.
     """
-    ours, theirs = _rates(mine), _rates(others)
+    ours, theirs = rates_by_repeat(mine), rates_by_repeat(others)
     return statistics.median(rate / theirs[repeat] for repeat, rate in ours.items() if repeat in theirs)
 
 
-def _rates(samples: Iterable[Sample]) -> dict[int, float]:
-    """Tokens per second, by repeat."""
+def rates_by_repeat(samples: Iterable[Sample]) -> dict[int, float]:
+    """Tokens per second of all groups of a repeat."""
     totals: dict[int, tuple[int, float]] = {}
     for sample in samples:
         tokens, seconds = totals.get(sample.repeat, (0, 0.0))

@@ -153,8 +153,9 @@ def bench(
         int | None, typer.Option(min=1, help="Most prompts at one concurrency, but at least a group; default: all.")
     ] = None,
     references: Annotated[
-        bool, typer.Option(help="Also measure Hugging Face generate, trees of raw scores, and the published method.")
-    ] = True,
+        Literal["all", "published", "none"],
+        typer.Option(help="Also measure Hugging Face generate, trees of raw scores and the published method."),
+    ] = "all",
     seed: Annotated[int, typer.Option(min=0, help="Of the sampled outputs.")] = 0,
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads of each model.")] = 1,
     one_thread: Annotated[
@@ -175,6 +176,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure plain decoding, chains, fixed and adaptive trees on the same prompts, interleaved."""
+    from cluster.bench.arms import References
     from cluster.bench.benchmark import BenchSettings
     from cluster.bench.models import ModelOptions
     from cluster.bench.session import Outputs
@@ -189,7 +191,7 @@ def bench(
         max_tokens=max_tokens,
         repeats=repeats,
         max_prompts=max_prompts,
-        with_references=references,
+        references=References(references),
         seed=seed,
     )
     run_bench(settings, prompts, num_prompts, Outputs(json_file, plot_file, trace_file, gpu_hour_price))

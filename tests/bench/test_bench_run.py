@@ -37,8 +37,9 @@ def test_every_arm_writes_the_same(pair: TinyPair, tmp_path: Path) -> None:
     arms = {(entry["temperature"], entry["arm"]): entry for entry in report["results"]}
     assert [arm for temperature, arm in arms if temperature == 0.0] == [
         "HF generate", "plain", "chain", "tree 6", "adaptive", "tree 8 raw", "tree 16 raw",
+        "published chain", "published tree 8", "published tree 16",
     ]  # fmt: skip
-    assert (1.0, "tree 16 raw w/o noise") in arms
+    assert (1.0, "published tree 16") in arms
     for entry in arms.values():
         assert entry["num_identical"] == entry["num_outputs"] == 4, entry["arm"]  # each prompt twice, two at a time
         assert entry["num_tokens"] == 42
@@ -50,7 +51,9 @@ def test_every_arm_writes_the_same(pair: TinyPair, tmp_path: Path) -> None:
     assert arms[0.0, "tree 6"]["stage_ms"]["round.verify"] > 0
     assert report["machine"]["torch version"].startswith("2.")
     assert [cell["temperature"] for cell in report["sweep"]["cells"]] == [0.0, 1.0]
-    assert {mean["arm"] for mean in report["sweep"]["adaptive_over_fixed"]} == {"plain", "chain", "tree 6"}
+    assert {mean["arm"] for mean in report["sweep"]["adaptive_over_fixed"]} == {
+        "plain", "chain", "tree 6", "published chain", "published tree 8", "published tree 16",
+    }  # fmt: skip
     names = {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
     assert {"adaptive", "tree 6", "verify", "draft", "plan", "commit", "forward"} <= names
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -23,6 +23,7 @@ def test_decode(tmp_path: Path) -> None:
     report = report_of("decode", tmp_path, "--work", str(work), *SIZES, *MEASURED)
     assert [result["arm"] for result in report["results"]] == [
         "HF generate", "plain", "chain", "tree 4", "adaptive", "tree 8 raw", "tree 16 raw",
+        "published chain", "published tree 8", "published tree 16",
     ]  # fmt: skip
     for result in report["results"]:
         assert result["num_identical"] == result["num_outputs"] == 4, result["arm"]

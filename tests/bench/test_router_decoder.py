@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -13,8 +12,8 @@ from cluster.bench.router_decoder import RouterDecoder
 from cluster.bench.samples import Decoded, GroupPrompt, PromptGroup
 from cluster.requests import EventSink, FinishReason, GenerationRequest, GenerationStatistics, TokenEvent
 from cluster.router import Router
+from cluster.router.rounds import TargetRounds
 from cluster.router.timings import RoundTimings
-from cluster.transports.runner_protocols import TargetModelRunner
 
 
 class _Router:
@@ -22,6 +21,7 @@ class _Router:
 
     def __init__(self) -> None:
         self.timings = RoundTimings()
+        self.rounds: list[TargetRounds] = []
         self._left: dict[str, int] = {}
         self.client: EventSink | None = None
 
@@ -51,16 +51,9 @@ class _Router:
         return list(self._left)
 
 
-class _Target:
-    """Of a target, what a decoder looks at."""
-
-    info = SimpleNamespace(eos_token_ids=())
-    num_sequences = 0
-
-
 async def _decoding(group: PromptGroup) -> tuple[_Router, asyncio.Task[Decoded]]:
     router = _Router()
-    decoder = RouterDecoder(cast(Router, router), cast(TargetModelRunner, _Target()))
+    decoder = RouterDecoder(cast(Router, router), ())
     task = asyncio.create_task(decoder.decode(group, Cell(0.0, 2), None))
     await asyncio.sleep(0)
     return router, task

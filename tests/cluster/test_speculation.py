@@ -53,10 +53,12 @@ class Setup:
         name: str,
         max_tokens: int = 100,
         latency_class: LatencyClass = LatencyClass.STANDARD,
-        sampling: SamplingParams = SamplingParams(),
+        temperature: float = 0.0,
     ) -> Sequence:
         token_ids = np.array([5, 6, 7], np.int32)
-        request = GenerationRequest(name, token_ids, 3, max_tokens, sampling, latency_class=latency_class)
+        request = GenerationRequest(
+            name, token_ids, 3, max_tokens, SamplingParams(temperature=temperature), latency_class=latency_class
+        )
         key = SequenceKey(name, 1)
         return Sequence(
             request, Client(), key, 0.0, token_ids.tolist(), phase=Phase.RUNNING, drafter_knows=True, cached_len=2
@@ -106,7 +108,7 @@ def test_what_does_not_pay_is_looked_at_again_when_it_may_for_others(change: str
     if change == "fewer":
         sequences = setup.sequences[:2]
     else:
-        newcomer = setup.sequence("newcomer", sampling=SamplingParams(temperature=1.0))
+        newcomer = setup.sequence("newcomer", temperature=1.0)
         newcomer.gain_level = 3.0
         sequences = [*setup.sequences[1:], newcomer]
     assert len(setup.speculation.choose_drafted(sequences, sequences)) == len(sequences)
