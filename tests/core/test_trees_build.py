@@ -161,6 +161,19 @@ def test_a_sequence_goes_on_as_it_did_before() -> None:
     assert tree.token_ids.tolist() == [6, 7], "7 followed 5, 6 before; the drafter does not know it"
 
 
+def test_a_match_as_likely_as_the_last_candidate_comes_before_it_whatever_the_rounding() -> None:
+    """Before anything is learned they are equal, by exponentials that are computed in two ways."""
+    histories = TokenHistories(window=WINDOW)
+    slot = histories.open()
+    histories.extend([slot], [[1, 2, 9, 1, 2]])
+    builder, ids = neutral(histories), np.array([[5, 6]], np.int32)
+    for likelihood in np.linspace(0.01, 0.4, 60):
+        scores = np.log(np.array([[0.5, likelihood]], np.float32))
+        c = TreeCandidates(2, ids, scores, max_depth=1, max_nodes=2, history=slot)
+        (tree,) = builder.build([c], NodeBudget.of(2)).trees
+        assert tree.token_ids.tolist() == [2, 5, 9], likelihood
+
+
 def test_a_root_that_may_have_no_children_has_none_whatever_was_searched_before_it() -> None:
     histories, model = TokenHistories(), AcceptanceModel()
     slots = [histories.open(), histories.open()]
