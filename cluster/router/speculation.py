@@ -217,10 +217,10 @@ class Speculation:
 
     def _promise(self, found: Prospects, chosen: list[Sequence], levels: Doubles) -> None:
         """What these are to bring; those that only catch up bring nothing yet."""
-        place, of_chosen = int(np.searchsorted(found.num_drafts, len(chosen))), float(levels.sum())
-        if of_chosen > 0.0:
-            of_fed = float(levels @ [sequence.is_fed for sequence in chosen])
-            gained = float(found.tokens[place] - found.tokens[0]) * of_fed / of_chosen
+        of_fed = float(levels @ [sequence.is_fed for sequence in chosen])
+        if of_fed > 0.0:
+            place = int(np.searchsorted(found.num_drafts, len(chosen)))
+            gained = float(found.tokens[place] - found.tokens[0]) * of_fed / float(levels.sum())
             tokens = gained / self._promises.kept(self.times.num_micro_batches)
             self.promise = Promise(self._promises, tokens)
 
@@ -301,8 +301,7 @@ class Speculation:
 
     def observe_promise(self, promise: Promise, brought_tokens: float, num_micro_batches: int) -> None:
         """What the drafts of a round were to bring (`self.promise` when they were chosen), and what they brought."""
-        if promise.tokens > 0.0:
-            promise.promises.observe(num_micro_batches, promise.tokens, brought_tokens)
+        promise.promises.observe(num_micro_batches, promise.tokens, brought_tokens)
 
     def observe_drafts(
         self, sequences: list[Sequence], expected_tokens: list[float], num_accepted: list[int], shape: float
