@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cluster.bench.arms import Arm, ArmKind
 from cluster.bench.hugging_face import HuggingFaceDecoder
@@ -19,6 +20,8 @@ from dflash_core.runners.devices import pick_device, pick_dtype
 from dflash_core.runners.drafter import DrafterRunner
 from dflash_core.runners.settings import DeviceName, DrafterSettings, DtypeName, TargetSettings
 from dflash_core.runners.target import TargetRunner
+
+_CPU_CACHE_BYTES = 1 << 30  # of target and drafter each: arms that take turns have sequences at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,13 @@ class BenchModels:
     def __init__(self, options: ModelOptions) -> None:
         """Raises what loading raises: `CheckpointNotFound`, `CheckpointMismatch`, `UnsupportedModel`, …"""
         self._options = options
-        shared = {"device": options.device, "dtype": options.dtype, "num_threads": options.num_threads}
+        shared: dict[str, Any] = {
+            "device": options.device,
+            "dtype": options.dtype,
+            "num_threads": options.num_threads,
+        }
+        if pick_device(options.device).type == "cpu":
+            shared["kv_cache_bytes"] = _CPU_CACHE_BYTES
         self.tokenizer = load_tokenizer(options.target)
         # Arms decode the same prompts one after the other: each must compute them all.
         target_settings = TargetSettings.model_validate({**shared, "prefix_caching": False})

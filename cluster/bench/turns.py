@@ -66,13 +66,18 @@ class Gate:
 
     def __init__(self) -> None:
         self._num_inside = 0
+        self.num_waiting = 0
         self._is_open, self._is_empty = asyncio.Event(), asyncio.Event()
         self._is_open.set()
         self._is_empty.set()
 
     async def __aenter__(self) -> None:
-        while not self._is_open.is_set():
-            await self._is_open.wait()
+        self.num_waiting += 1
+        try:
+            while not self._is_open.is_set():
+                await self._is_open.wait()
+        finally:
+            self.num_waiting -= 1
         self._num_inside += 1
         self._is_empty.clear()
 
@@ -154,6 +159,13 @@ class Lane:
     async def _take_turn(self, task: asyncio.Task[Decoded], seconds: float | None) -> None:
         self._gate.open()
         await asyncio.wait((task,), timeout=seconds)
+        await self._let_finish()
+        while task.done() and self._gate.num_waiting:  # what it releases at the end: not in the next group's time
+            self._gate.open()
+            await asyncio.sleep(0)
+            await self._let_finish()
+
+    async def _let_finish(self) -> None:
         await self._gate.close()
         # A drafter takes features unasked.
         await asyncio.gather(*map(_nothing_more, self._executors))

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 
@@ -34,7 +35,17 @@ class _Worker:
             async with self._gate:
                 await self._model.run(self._name, self._round_s)
             self.num_tokens += 1
-        return Decoded(now() - begin, self.num_tokens, ())
+        seconds = now() - begin
+        release = asyncio.create_task(self._release())
+        await asyncio.sleep(0)
+        assert not release.done()
+        self._release_task = release
+        return Decoded(seconds, self.num_tokens, ())
+
+    async def _release(self) -> None:
+        """As a router does, whether somebody waits for it or not."""
+        async with self._gate:
+            await self._model.run(f"release of {self._name}", 0.0)
 
 
 class _Model:
@@ -88,7 +99,7 @@ def test_an_arm_has_the_models_for_itself_and_its_clock_stands_while_others_deco
     alone_s = 40 * 0.004
     assert all(alone_s <= one.seconds for one in decoded)
     assert sum(one.seconds for one in decoded) <= took_s
-    changes = sum(one != other for one, other in zip(lanes.model.rounds, lanes.model.rounds[1:], strict=False))
+    changes = sum(one != other for one, other in pairwise(lanes.model.rounds))
     assert 8 <= changes <= 2 * alone_s / TURN_S + 1  # turns of several rounds, many of them
 
 
@@ -113,6 +124,13 @@ def test_a_turn_ends_when_nothing_is_under_way(lanes: _Lanes) -> None:
     decoded = arm.take_turn()
     assert decoded is not None
     assert decoded.timed_tokens == 3
+
+
+def test_what_an_arm_releases_at_the_end_is_in_its_last_turn_though_the_gate_was_closing(lanes: _Lanes) -> None:
+    arm = lanes.add("a", 0.03, 1)
+    arm.begin(GROUP, CELL, 0.0)
+    assert arm.take_turn(0.01) is not None  # over before the round is
+    assert lanes.model.rounds == ["a", "release of a"]
 
 
 def test_idle_time_passes_between_groups_alone_and_never_back(lanes: _Lanes) -> None:
