@@ -57,6 +57,10 @@ class _Model:
     async def run(self, name: str, seconds: float) -> None:
         await asyncio.get_running_loop().run_in_executor(self.executor, self._run, name, seconds)
 
+    def rounds_of(self, *names: str) -> list[str]:
+        """Without releases."""
+        return [name for name in self.rounds if name in names]
+
     def _run(self, name: str, seconds: float) -> None:
         self.is_busy = True
         time.sleep(seconds)
@@ -99,35 +103,36 @@ def test_an_arm_has_the_models_for_itself_and_its_clock_stands_while_others_deco
     alone_s = 40 * 0.004
     assert all(alone_s <= one.seconds for one in decoded)
     assert sum(one.seconds for one in decoded) <= took_s
-    changes = sum(one != other for one, other in pairwise(lanes.model.rounds))
-    assert 8 <= changes <= 2 * alone_s / TURN_S + 1  # turns of several rounds, many of them
+    changes = sum(one != other for one, other in pairwise(lanes.model.rounds_of("a", "b")))
+    assert changes >= 4  # of 40 rounds a turn has seven at most, and nobody is two turns ahead
 
 
 def test_whoever_has_written_less_goes_next_so_that_all_end_together(lanes: _Lanes) -> None:
     arms = [lanes.add("slow", 0.006, 30), lanes.add("fast", 0.002, 30)]
     decode_in_turns(arms, GROUP, CELL, TURN_S)
-    ends = [max(place for place, name in enumerate(lanes.model.rounds) if name == arm) for arm in ("slow", "fast")]
-    assert abs(ends[0] - ends[1]) <= 12  # of 60 rounds; one after the other it would be 30
+    rounds = lanes.model.rounds_of("slow", "fast")
+    num_alone = next(num for num, name in enumerate(reversed(rounds)) if name != rounds[-1])
+    assert num_alone <= 15  # a turn has twelve at most; one after the other it would be 30
 
 
 def test_a_turn_ends_when_nothing_is_under_way(lanes: _Lanes) -> None:
-    arm = lanes.add("a", 0.03, 3)
+    arm = lanes.add("a", 0.2, 2)
     arm.begin(GROUP, CELL, 0.0)
     assert arm.take_turn(0.01) is None
     assert not lanes.model.is_busy
     assert lanes.model.rounds == ["a"]  # it was let finish, and no other was begun
     assert arm.num_tokens <= 1
     stood_at = arm.loop.time()
-    assert stood_at >= 0.03
+    assert stood_at >= 0.2
     time.sleep(0.02)
     assert arm.loop.time() == stood_at
     decoded = arm.take_turn()
     assert decoded is not None
-    assert decoded.timed_tokens == 3
+    assert decoded.timed_tokens == 2
 
 
 def test_what_an_arm_releases_at_the_end_is_in_its_last_turn_though_the_gate_was_closing(lanes: _Lanes) -> None:
-    arm = lanes.add("a", 0.03, 1)
+    arm = lanes.add("a", 0.2, 1)
     arm.begin(GROUP, CELL, 0.0)
     assert arm.take_turn(0.01) is not None  # over before the round is
     assert lanes.model.rounds == ["a", "release of a"]
@@ -138,7 +143,7 @@ def test_idle_time_passes_between_groups_alone_and_never_back(lanes: _Lanes) -> 
     arm.begin(GROUP, CELL, 5.0)
     decoded = arm.take_turn()
     assert decoded is not None
-    assert decoded.seconds < 1.0
+    assert decoded.seconds < 5.0
     later = arm.loop.time()
     assert later > 5.0
     arm.begin(GROUP, CELL, 1.0)
