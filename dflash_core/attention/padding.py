@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dflash_core.attention.batch import RaggedBatch
 
-SPARE_CELLS = 1024
+SPARE_CELLS = 3072
 """Padding (in cells of rows × keys) that costs about as much as one more attention call on a CPU."""
 
 
