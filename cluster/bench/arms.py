@@ -57,12 +57,12 @@ class Arm:
     @property
     def is_fixed(self) -> bool:
         """Among what a user could have set instead of letting the router choose."""
-        return self.kind in (ArmKind.PLAIN, ArmKind.CHAIN, ArmKind.TREE) and self.learns_acceptance and self.uses_noise
+        return self.kind in (ArmKind.PLAIN, ArmKind.CHAIN, ArmKind.TREE) and self.learns_acceptance
 
     @property
     def is_published(self) -> bool:
         """Among what a user could set elsewhere: plain decoding, chains (DFlash) and trees (DDTree) as published."""
-        return self == PLAIN or not (self.learns_acceptance or self.uses_noise)
+        return self == PLAIN or not self.uses_noise
 
     @property
     def router_settings(self) -> RouterSettings:

@@ -48,4 +48,4 @@ def save_plot(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _colour(arm: Arm) -> str:
-    return COLOURS[arm.kind] if arm.uses_noise and arm.learns_acceptance else REFERENCE
+    return COLOURS[arm.kind] if arm.learns_acceptance else REFERENCE

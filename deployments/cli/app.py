@@ -175,7 +175,7 @@ def bench(
         float | None, typer.Option(min=0.0, help="Price of an hour of this machine: adds what a million tokens cost.")
     ] = None,
 ) -> None:
-    """Measure plain decoding, chains, fixed and adaptive trees on the same prompts, interleaved."""
+    """Measure plain decoding, chains, fixed and adaptive trees on the same prompts, in turns."""
     from cluster.bench.arms import References
     from cluster.bench.benchmark import BenchSettings
     from cluster.bench.models import ModelOptions
