@@ -160,7 +160,7 @@ class Speculation:
         if self._settings.tree_budget is not None:
             return wanting
         self.is_paying = best > 0 or self._would_pay(wanting, levels, weight, len(running))
-        self._trials.begin(len(running), best > 0)
+        self._trials.begin(len(running), self.is_paying)
         if best == 0:
             chosen, tried = [], self._tried_alone(found, wanting)
         elif self.times.num_micro_batches == 1 and self._trials.of_none(found, best):

@@ -221,6 +221,25 @@ def test_rounds_without_drafts_that_feed_no_drafter_are_run_now_and_then_though_
     assert found.is_paying
 
 
+def test_a_sequence_that_ends_makes_trials_no_more_frequent() -> None:
+    """A draft does not pay for the last two tokens of one that is alone: by itself, that is no news of drafts."""
+
+    def num_trials(num_wanted_last: int) -> int:
+        setup = Setup(1, between_s=15e-3)
+        setup.run_plainly(8)
+        found, num_plain = setup.speculation, 0
+        for _ in range(200):
+            for num_wanted in (100,) * 10 + (num_wanted_last,):
+                sequence = setup.sequence("ending", max_tokens=num_wanted)
+                sequence.gain_level = 4.0
+                is_plain = found.choose_drafted([sequence], [sequence]) == []
+                num_plain += is_plain and num_wanted > 2
+                setup.run_plainly(1)
+        return num_plain
+
+    assert 0 < num_trials(2) <= num_trials(100)
+
+
 def test_rounds_that_feed_drafters_do_not_tell_what_rounds_take_that_do_not() -> None:
     setup = Setup(4)
     setup.run_plainly()
