@@ -18,10 +18,10 @@ def wait(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> 
         time.sleep(0.2)
 
 
-def answers(url: str, timeout_s: float = 5.0) -> bool:
+def answers(url: str) -> bool:
     """Whether somebody is there and says that all is well."""
     try:
-        return httpx.get(url, timeout=timeout_s).status_code == 200
+        return httpx.get(url, timeout=5.0).status_code == 200
     except httpx.TransportError:
         return False
 

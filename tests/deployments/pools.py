@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.waiting import answers
+from tests.waiting import answers, wait
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,9 +69,25 @@ class Pools:
         listed: dict[str, Any] = answer["applications"]["default"]["deployments"].get(deployment, {})
         return listed
 
-    def has_dashboard(self) -> bool:
-        """`serve deploy` needs it, and does not wait for it."""
-        return answers(f"{self._dashboard}/api/serve/applications/", timeout_s=30.0)
+    def wait_for_dashboard(self, logs: Path) -> None:
+        """`serve deploy` does not wait for it. Raises `TimeoutError` with what it said last and what it logged."""
+        said = "nothing"
+
+        def has_dashboard() -> bool:
+            nonlocal said
+            try:
+                answer = httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=30.0)
+            except httpx.TransportError as error:
+                said = repr(error)
+                return False
+            said = f"{answer.status_code} {answer.text}"
+            return answer.status_code == 200
+
+        try:
+            wait(has_dashboard, "the dashboard")
+        except TimeoutError as error:
+            logged = [f"{path.name}:\n{path.read_text()[-2000:]}" for path in sorted(logs.glob("dashboard*"))]
+            raise TimeoutError("\n\n".join([f"{error}; it said last: {said}", *logged])) from None
 
     def is_ready(self) -> bool:
         return answers(f"{self.url}/healthz")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Set
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -103,7 +104,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
                 f"http://127.0.0.1:{dashboard_port}",
                 {pool: node.node_id for pool, node in nodes.items()},
             )
-            wait(application.has_dashboard, "the dashboard")
+            application.wait_for_dashboard(Path(cluster.head_node.get_logs_dir_path()))
             application.deploy()
             wait(application.is_ready, "the application")
             yield application
