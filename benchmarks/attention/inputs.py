@@ -74,7 +74,7 @@ class Inputs:
             work_list_of(batch, self.heads, self.device)
         else:
             for group in padded_groups(batch):
-                group.mask(None, self.heads.dtype)
+                group.mask(None, self.heads.dtype, self.heads.num_heads // self.heads.num_kv_heads)
 
     def listing(self) -> Callable[[], object]:
         """The part of `prepare` that is a kernel. Only where the device is a GPU."""

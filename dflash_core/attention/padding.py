@@ -1,6 +1,6 @@
 """The torch backend's view of a batch: sequences gathered into padded groups, built once per round.
 
-A group is one dense attention call. Sequences share a call while the padding this costs is cheaper than another call.
+A group is one dense attention call. Sequences share a call where the padding this costs is cheaper than another call.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from dflash_core.attention.batch import RaggedBatch
+from dflash_core.jit import jit
 
-SPARE_CELLS = 3072
+CALL_CELLS = 3072
 """Padding (in cells of rows × keys) that costs about as much as one more attention call on a CPU."""
+
+Int32s = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +37,26 @@ class PaddedGroup:
     rows: slice | Tensor  # [group rows] of the packed batch
     row_cells: Tensor | None  # [group rows] int64 where rows stand in `[num_sequences · max_rows]`; None: unpadded
     batch: RaggedBatch
-    _masks: dict[tuple[int | None, torch.dtype], Tensor | None] = field(default_factory=dict, init=False, repr=False)
+    _masks: dict[tuple[int | None, torch.dtype, int], Tensor | None] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def num_sequences(self) -> int:
         return len(self.sequences)
 
-    def mask(self, sliding_window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask `[num_sequences, 1, max_rows, max_keys]`, 0 or −inf; None where every row sees every key."""
-        cached = self._masks.get((sliding_window, dtype), False)
+    def mask(self, sliding_window: int | None, dtype: torch.dtype, repeats: int) -> Tensor | None:
+        """Additive mask `[num_sequences, 1, max_rows · repeats, max_keys]`, 0 or −inf; None where every row sees every
+        key. Each row comes `repeats` times in a row."""
+        cached = self._masks.get((sliding_window, dtype, repeats), False)
         if cached is False:
             visible = self._visible(sliding_window)
             mask = None
             if not visible.all():
                 bias = np.where(visible, np.float32(0), np.float32(-np.inf))
+                bias = np.repeat(bias, repeats, axis=1)
                 mask = torch.from_numpy(bias).to(self.batch.device, dtype).unsqueeze(1)
-            cached = self._masks[(sliding_window, dtype)] = mask
+            cached = self._masks[sliding_window, dtype, repeats] = mask
         assert cached is None or isinstance(cached, Tensor)
         return cached
 
@@ -82,29 +90,47 @@ def padded_groups(batch: RaggedBatch) -> list[PaddedGroup]:
 
 
 def _split(batch: RaggedBatch) -> list[list[int]]:
-    """Largest first, a sequence joins the open group where the padding it adds is cheaper than a call of its own."""
+    """Of all ways to part the sequences, the most rows first, the one whose padding and calls cost least.
+
+    Asked one by one, each of many single rows would rather be padding beside a tree than a call by itself; together
+    they are much cheaper in a call of theirs.
+    """
     if batch.num_sequences == 1:
         return [[0]]
     num_rows = np.diff(batch.cu_rows)
     num_keys = num_rows + batch.prefix_lens
+    order = np.lexsort((-num_keys, -num_rows))
+    begins = _begins(num_rows[order], num_keys[order])
     groups: list[list[int]] = []
-    max_rows = max_keys = 0
-    for s in np.argsort(-(num_rows.astype(np.int64) * num_keys), kind="stable").tolist():
-        rows, keys = int(num_rows[s]), int(num_keys[s])
-        if groups:
-            grown_rows, grown_keys, size = (
-                max(max_rows, rows),
-                max(max_keys, keys),
-                len(groups[-1]),
-            )
-            padding = grown_rows * grown_keys * (size + 1) - max_rows * max_keys * size - rows * keys
-            if padding <= SPARE_CELLS:
-                groups[-1].append(s)
-                max_rows, max_keys = grown_rows, grown_keys
-                continue
-        groups.append([s])
-        max_rows, max_keys = rows, keys
-    return [sorted(group) for group in groups]
+    end = batch.num_sequences
+    while end > 0:
+        begin = int(begins[end])
+        groups.append(sorted(order[begin:end].tolist()))
+        end = begin
+    return groups[::-1]
+
+
+@jit
+def _begins(num_rows: Int32s, num_keys: Int32s) -> Longs:
+    """`[sequences + 1]` where the group begins that ends before a place, should the ones before it be parted best.
+
+    `num_rows` do not rise.
+    """
+    num = len(num_rows)
+    cells = np.empty(num + 1, np.int64)  # of the first so many, calls among them
+    begins = np.zeros(num + 1, np.int64)
+    cells[0] = 0
+    for end in range(1, num + 1):
+        cells[end] = np.iinfo(np.int64).max
+        max_keys = 0
+        for begin in range(end - 1, -1, -1):
+            max_keys = max(max_keys, num_keys[begin])
+            own = CALL_CELLS + num_rows[begin] * max_keys * (end - begin)
+            if own >= cells[end]:
+                break  # a longer one is no cheaper
+            if cells[begin] + own < cells[end]:
+                cells[end], begins[end] = cells[begin] + own, begin
+    return begins
 
 
 def _build(batch: RaggedBatch, sequences: list[int]) -> PaddedGroup:

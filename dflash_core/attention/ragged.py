@@ -76,14 +76,19 @@ def _attend(
     if group.row_cells is not None:
         padded = query.new_zeros(num_sequences * group.max_rows, num_heads, head_dim)
         query = padded.index_copy_(0, group.row_cells, query)
-    queries = query.view(num_sequences, group.max_rows, num_heads, head_dim).transpose(1, 2)
+    # The heads that read one KV head are rows of one: so they share its keys, which enable_gqa would copy for each.
+    num_kv_heads = keys.shape[1]
+    heads_per_kv = num_heads // num_kv_heads
+    queries = query.view(num_sequences, group.max_rows, num_kv_heads, heads_per_kv, head_dim).transpose(1, 2)
+    queries = queries.reshape(num_sequences, num_kv_heads, group.max_rows * heads_per_kv, head_dim)
 
-    mask = group.mask(sliding_window, query.dtype)
+    mask = group.mask(sliding_window, query.dtype, heads_per_kv)
     if softcap is None:
-        output = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
+        output = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
     else:
         output = _softcapped(queries, keys, values, mask, scale, softcap)
-    output = output.transpose(1, 2).reshape(num_sequences * group.max_rows, num_heads, head_dim)
+    output = output.view(num_sequences, num_kv_heads, group.max_rows, heads_per_kv, head_dim).transpose(1, 2)
+    output = output.reshape(num_sequences * group.max_rows, num_heads, head_dim)
     return output if group.row_cells is None else output.index_select(0, group.row_cells)
 
 
@@ -100,19 +105,16 @@ def _gather(key: Tensor, value: Tensor, kv_pages: Tensor, group: PaddedGroup) ->
 
 
 def _softcapped(
-    queries: Tensor,  # [num_sequences, num_heads, max_rows, head_dim]
+    queries: Tensor,  # [num_sequences, num_kv_heads, max_rows · heads per KV head, head_dim]
     keys: Tensor,  # [num_sequences, num_kv_heads, max_keys, head_dim]
     values: Tensor,
-    mask: Tensor | None,  # [num_sequences, 1, max_rows, max_keys]
+    mask: Tensor | None,  # [num_sequences, 1, max_rows · heads per KV head, max_keys]
     scale: float,
     softcap: float,
 ) -> Tensor:
     """What torch's fused attention cannot do: scores pass through tanh before the mask; in fp32."""
-    num_sequences, num_kv_heads, _, _ = keys.shape
-    grouped = queries.reshape(num_sequences, num_kv_heads, -1, *queries.shape[2:])  # [s, kv head, group, row, dim]
-    scores = grouped.float() @ keys.float().unsqueeze(2).transpose(3, 4) * (scale / softcap)
+    scores = queries.float() @ keys.float().transpose(2, 3) * (scale / softcap)
     scores = torch.tanh(scores) * softcap
     if mask is not None:
-        scores = scores + mask.unsqueeze(1)
-    weights = scores.softmax(-1).to(values.dtype)
-    return (weights @ values.unsqueeze(2)).reshape(queries.shape)
+        scores = scores + mask
+    return scores.softmax(-1).to(values.dtype) @ values

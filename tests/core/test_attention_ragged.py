@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from dflash_core.attention import AttentionBackend, RaggedBatch, RowGroup, ragged_attention
 from dflash_core.attention.backend import picks_triton
-from dflash_core.attention.padding import padded_groups
+from dflash_core.attention.padding import CALL_CELLS, padded_groups
 from dflash_core.errors import InvalidSettings
 from tests.core.attention_oracle import dense_oracle, random_batch, random_inputs
 
@@ -58,6 +59,44 @@ def test_very_uneven_sequences_are_split_into_groups() -> None:
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def test_single_rows_have_a_call_of_their_own_beside_trees_and_a_few_have_not() -> None:
+    def groups_of(num_roots: int, num_trees: int) -> list[int]:
+        groups = [RowGroup.causal(1, 150, np.arange(38))] * num_roots + [
+            RowGroup.causal(7, 150, np.arange(38))
+        ] * num_trees
+        return [group.num_sequences for group in padded_groups(RaggedBatch.pack(groups, KV_BLOCK_SIZE))]
+
+    assert groups_of(24, 8) == [8, 24]
+    assert groups_of(2, 8) == [10]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_way_to_part_sequences_in_the_order_of_their_rows_costs_less(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    num = int(rng.integers(2, 9))
+    num_rows, prefix_lens = rng.integers(1, 30, num), rng.integers(0, 200, num)
+    groups = [
+        RowGroup.causal(int(rows), int(prefix_len), np.arange(50))
+        for rows, prefix_len in zip(num_rows, prefix_lens, strict=True)
+    ]
+    found = [group.sequences for group in padded_groups(RaggedBatch.pack(groups, KV_BLOCK_SIZE))]
+    assert sorted(sequence for group in found for sequence in group) == list(range(num))
+
+    def cost(parts: list[list[int]]) -> int:
+        return sum(
+            CALL_CELLS + len(part) * int(num_rows[part].max()) * int((num_rows + prefix_lens)[part].max())
+            for part in parts
+        )
+
+    order = sorted(range(num), key=lambda s: (-num_rows[s], -(num_rows + prefix_lens)[s]))
+    every = (
+        [order[begin:end] for begin, end in pairwise((0, *cuts, num))]
+        for count in range(num)
+        for cuts in combinations(range(1, num), count)
+    )
+    assert cost(found) == min(map(cost, every))
 
 
 def test_a_sequence_is_untouched_by_what_stands_in_others_pages_and_rows() -> None:
