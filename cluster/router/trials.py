@@ -1,7 +1,8 @@
 """Rounds that go against what is thought to pay, to see whether it is so: a little of the time is saved up for them.
 
 What is not done is not seen any more, and whatever is believed of it stays so, true or not. Trials that change nothing
-make further ones rarer; at another load, or once something has changed, they are as frequent as at first.
+make further ones rarer; at another load, or once one has changed something, they are as frequent as at first. What
+changes by itself does not count: where drafts pay now and then, both ways are seen without trials.
 """
 
 from __future__ import annotations
@@ -37,13 +38,34 @@ class _Savings:
         share = max(self.first_share / (1 + num_in_vain), self.least_share)
         self.seconds = min(self.seconds + share * taken_up_s, _MOST_S)
 
+    def spend(self, cost_s: float) -> bool:
+        """Whether a trial is paid for: then it begins. A full purse pays for any."""
+        cost_s = min(cost_s, _MOST_S)
+        if self.seconds < cost_s:
+            return False
+        self.seconds -= cost_s
+        return True
+
+
+# After a trial, in which what it has shown is learned: a change in these is its doing.
+_ROUNDS_OF_LEARNING = 4
+
 
 @dataclass(slots=True)
 class _Load:
     """What is known of rounds of about so many sequences."""
 
     drafts_pay: bool = False
-    num_in_vain: int = 0  # trials since that changed last
+    drafts_in_vain: int = 0  # trials of drafts since one has changed that
+    none_in_vain: int = 0  # the same of trials without drafts
+
+    def change(self, is_by_trial: bool) -> None:
+        """Drafts have come to pay, or pay no more."""
+        if is_by_trial and self.drafts_pay:
+            self.none_in_vain = 0
+        elif is_by_trial:
+            self.drafts_in_vain = 0
+        self.drafts_pay = not self.drafts_pay
 
 
 class Trials:
@@ -59,21 +81,23 @@ class Trials:
         self._num_plain_rounds_left = 0  # of one without
         self._loads: dict[int, _Load] = {}  # by the power of two
         self._load = _Load()  # the last round's
+        self._num_since_trial = _ROUNDS_OF_LEARNING + 1  # rounds
 
     def save(self, taken_up_s: float) -> None:
         """A round has taken so long."""
         load = self._load
         if load.drafts_pay:
             self._further.save(taken_up_s, 0)
-            self._none.save(taken_up_s, load.num_in_vain)
+            self._none.save(taken_up_s, load.none_in_vain)
         else:
-            self._drafts.save(taken_up_s, load.num_in_vain)
+            self._drafts.save(taken_up_s, load.drafts_in_vain)
 
     def begin(self, num_sequences: int, drafts_pay: bool) -> None:
         """A round of so many sequences is to be decided about; whether drafts pay, as far as known."""
         self._load = load = self._loads.setdefault(num_sequences.bit_length(), _Load())
         if load.drafts_pay != drafts_pay:
-            load.drafts_pay, load.num_in_vain = drafts_pay, 0
+            load.change(self._num_since_trial <= _ROUNDS_OF_LEARNING)
+        self._num_since_trial += 1
 
     def of_none(self, found: Prospects, best: int) -> bool:
         """Whether a round goes without drafts though they pay (`best` > 0): a few in a row, which feed no drafters.
@@ -84,10 +108,12 @@ class Trials:
             rates = found.rates
             lost_s = float(found.seconds[0]) * (1.0 - float(rates[0] / rates[best]))
             cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0])
-            if not self._may_begin(self._none, cost_s):
+            if not self._none.spend(cost_s):
                 return False
+            self._load.none_in_vain += 1
             self._num_plain_rounds_left = _PLAIN_ROUNDS_OF_TRIAL
         self._num_plain_rounds_left -= 1
+        self._num_since_trial = 0
         return True
 
     def of_further(self, found: Prospects, best: int, catch_up_s: Doubles, row_s: float) -> int:
@@ -117,21 +143,14 @@ class Trials:
             costs = _ROUNDS_OF_TRIAL * _cost_s(found, 0, row_s)[: len(num_drafts)] + catch_up_s[num_drafts]
             chosen = max(1, int(np.flatnonzero(costs <= _MOST_S)[-1]))
             rates = found.rates
-            if not self._may_begin(self._drafts, float(costs[chosen]) * _doubt(rates[0], rates[1:].max())):
+            if not self._drafts.spend(float(costs[chosen]) * _doubt(rates[0], rates[1:].max())):
                 return 0
+            self._load.drafts_in_vain += 1
             self._num_tried = int(num_drafts[chosen])
             self._num_rounds_left = _ROUNDS_OF_TRIAL + (catch_up_s[self._num_tried] > 0.0)
         self._num_rounds_left -= 1
+        self._num_since_trial = 0
         return self._num_tried
-
-    def _may_begin(self, savings: _Savings, cost_s: float) -> bool:
-        """Whether a trial is paid for: then it begins. A full purse pays for any."""
-        cost_s = min(cost_s, _MOST_S)
-        if savings.seconds < cost_s:
-            return False
-        savings.seconds -= cost_s
-        self._load.num_in_vain += 1
-        return True
 
 
 def _doubt(rate: float, other: float) -> float:

@@ -65,7 +65,7 @@ def test_trials_of_drafts_grow_rare_while_they_change_nothing() -> None:
     assert last * lost_s <= 0.005 * 4_000 * PLAIN_S
 
 
-def test_they_are_as_frequent_as_at_first_once_something_has_changed_and_at_another_load() -> None:
+def test_they_are_as_frequent_as_at_first_once_one_has_changed_something_and_at_another_load() -> None:
     trials = _trials()
     at_first = _rounds_between(trials)
     _rounds_of_drafts(trials, 8_000)
@@ -74,7 +74,24 @@ def test_they_are_as_frequent_as_at_first_once_something_has_changed_and_at_anot
     at_first_of_more = _rounds_between(_trials(), num_sequences=32)
     assert _rounds_between(trials, num_sequences=32) == at_first_of_more
     trials.begin(4, drafts_pay=True)
+    assert _rounds_between(trials) == pytest.approx(3 * at_first, rel=0.02), "nobody has tried it"
+    while not _rounds_of_drafts(trials, 1)[0]:
+        pass
+    trials.begin(4, drafts_pay=True)
     assert _rounds_between(trials) == at_first
+
+
+def test_where_drafts_pay_now_and_then_rounds_without_are_tried_as_rarely_as_where_they_always_do() -> None:
+    def num_trials(pay_by_turns: bool) -> int:
+        trials, found, num_tried = _trials(), _found(1.1), 0
+        for number in range(20_000):
+            pay = not pay_by_turns or number % 50 < 40
+            trials.begin(4, drafts_pay=pay)
+            num_tried += pay and trials.of_none(found, len(found.num_drafts) - 1)
+            trials.save(DRAFTED_S)
+        return num_tried
+
+    assert 0 < num_trials(pay_by_turns=True) <= 1.5 * num_trials(pay_by_turns=False)
 
 
 def test_what_is_nearly_as_fast_is_tried_more_often_than_what_is_far_from_it() -> None:
