@@ -38,8 +38,8 @@ _STEP = 0.15  # of the moving average of nodes
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
 # After a round in which no draft pays, so many go without looking at it anew: as long as nobody comes who is sampled
-# otherwise, and there are not much fewer.
-_UNSEEN_ROUNDS, _MUCH_FEWER = 3, 0.75
+# otherwise, and most of those who were there still are, and are most of those who run.
+_UNSEEN_ROUNDS, _MOST = 3, 0.75
 _LASTING_TOKENS = 16  # still wanted by a sequence that is worth a trial, or half of what it may write
 
 
@@ -77,7 +77,7 @@ class Speculation:
         self._num_quiet_rounds = 0  # in a row, that fed no drafter
         self._num_unseen_rounds = 0  # still to go
         self._seen_kinds: set[int] = set()  # in the last round that was looked at, of those who were ready
-        self._num_seen = 0  # who were running in it
+        self._seen: set[Sequence] = set()  # who were running in it
         warm_up()
 
     def as_dict(self) -> dict[str, Any]:
@@ -181,12 +181,16 @@ class Speculation:
     def _goes_unseen(self, ready: list[Sequence], running: list[Sequence]) -> bool:
         """To find again and again that nothing pays would be a good part of what the router does between rounds."""
         kinds = {sequence.kind for sequence in ready}
-        is_much_alike = kinds <= self._seen_kinds and len(running) >= _MUCH_FEWER * self._num_seen
+        is_much_alike = kinds <= self._seen_kinds and self._are_mostly_seen(running)
         if self._num_unseen_rounds == 0 or not is_much_alike:
-            self._num_unseen_rounds, self._seen_kinds, self._num_seen = 0, kinds, len(running)
+            self._num_unseen_rounds, self._seen_kinds, self._seen = 0, kinds, set(running)
             return False
         self._num_unseen_rounds -= 1
         return True
+
+    def _are_mostly_seen(self, running: list[Sequence]) -> bool:
+        num_left = len(self._seen.intersection(running))
+        return num_left >= _MOST * max(len(running), len(self._seen))
 
     def _tried_beside(self, found: Prospects, best: int, wanting: list[Sequence]) -> list[int]:
         """Places of some for which a draft is not thought to pay, where for others one is."""

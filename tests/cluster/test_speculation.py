@@ -98,7 +98,7 @@ def test_what_does_not_pay_is_looked_at_again_in_the_fourth_round() -> None:
     assert nums_drafted == [0, 0, 0, 4, 4]
 
 
-@pytest.mark.parametrize("change", ["sampled", "fewer"])
+@pytest.mark.parametrize("change", ["sampled", "fewer", "others"])
 def test_what_does_not_pay_is_looked_at_again_when_it_may_for_others(change: str) -> None:
     setup = Setup(4)
     setup.run_plainly(8)
@@ -107,6 +107,11 @@ def test_what_does_not_pay_is_looked_at_again_when_it_may_for_others(change: str
     setup.set_gains(3.0, 3.0, 3.0, 3.0)
     if change == "fewer":
         sequences = setup.sequences[:2]
+    elif change == "others":
+        newcomers = [setup.sequence("newcomer"), setup.sequence("another")]
+        for newcomer in newcomers:
+            newcomer.gain_level = 3.0
+        sequences = [*setup.sequences[:2], *newcomers]
     else:
         newcomer = setup.sequence("newcomer", temperature=1.0)
         newcomer.gain_level = 3.0
