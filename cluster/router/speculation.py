@@ -30,6 +30,7 @@ from cluster.router.settings import RouterSettings
 from cluster.router.target_times import TargetTimes
 from cluster.router.tree_planner import PlannedTrees, TreePlanner
 from cluster.router.trials import TRIAL_NODES, Trials
+from cluster.router.unseen import UnseenRounds
 from dflash_core.trees.build import NodeBudget
 
 Doubles = npt.NDArray[np.float64]
@@ -37,9 +38,6 @@ Doubles = npt.NDArray[np.float64]
 _STEP = 0.15  # of the moving average of nodes
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
-# After a round in which no draft pays, so many go without looking at it anew: as long as nobody comes who is sampled
-# otherwise, and most of those who were there still are, and are most of those who run.
-_UNSEEN_ROUNDS, _MOST = 3, 0.75
 _LASTING_TOKENS = 16  # still wanted by a sequence that is worth a trial, or half of what it may write
 
 
@@ -75,9 +73,7 @@ class Speculation:
         self.is_paying = True  # drafts, for some sequence at least, as far as known
         self.stops_feeding = False  # drafters, at once: a trial of rounds without drafts
         self._num_quiet_rounds = 0  # in a row, that fed no drafter
-        self._num_unseen_rounds = 0  # still to go
-        self._seen_kinds: set[int] = set()  # in the last round that was looked at, of those who were ready
-        self._seen: set[Sequence] = set()  # who were running in it
+        self._unseen = UnseenRounds()
         warm_up()
 
     def as_dict(self) -> dict[str, Any]:
@@ -137,7 +133,7 @@ class Speculation:
         """
         self.promise = None
         self.stops_feeding = False
-        if self._goes_unseen(ready, running):
+        if self._unseen.is_next(ready, running):
             return []
         wanting = self._planner.wanting(ready)
         if not running:
@@ -145,7 +141,7 @@ class Speculation:
         weight = sum([sequence.weight for sequence in running])
         if not wanting:
             self.rate = weight / self.times.plain_cycle_s(self._load(len(running)))
-            self._num_unseen_rounds, self._seen_kinds = _UNSEEN_ROUNDS, set()
+            self._unseen.begin_while_nobody_is_ready()
             return []
         if not self.times.knows_drafter and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
@@ -169,7 +165,7 @@ class Speculation:
         else:
             chosen, tried = [*range(found.num_drafts[best])], self._tried_beside(found, best, wanting)
         if not (chosen or tried or self.is_paying):
-            self._num_unseen_rounds = _UNSEEN_ROUNDS
+            self._unseen.begin()
         promising = chosen or tried
         self._promise(found, [wanting[place] for place in promising], levels[promising])
         for sequence in wanting:
@@ -177,20 +173,6 @@ class Speculation:
         for place in tried:
             wanting[place].is_on_trial, wanting[place].min_nodes = not wanting[place].is_fed, TRIAL_NODES
         return [wanting[place] for place in chosen + tried]
-
-    def _goes_unseen(self, ready: list[Sequence], running: list[Sequence]) -> bool:
-        """To find again and again that nothing pays would be a good part of what the router does between rounds."""
-        kinds = {sequence.kind for sequence in ready}
-        is_much_alike = kinds <= self._seen_kinds and self._are_mostly_seen(running)
-        if self._num_unseen_rounds == 0 or not is_much_alike:
-            self._num_unseen_rounds, self._seen_kinds, self._seen = 0, kinds, set(running)
-            return False
-        self._num_unseen_rounds -= 1
-        return True
-
-    def _are_mostly_seen(self, running: list[Sequence]) -> bool:
-        num_left = len(self._seen.intersection(running))
-        return num_left >= _MOST * max(len(running), len(self._seen))
 
     def _tried_beside(self, found: Prospects, best: int, wanting: list[Sequence]) -> list[int]:
         """Places of some for which a draft is not thought to pay, where for others one is."""
