@@ -73,7 +73,7 @@ class Speculation:
         self.is_paying = True  # drafts, for some sequence at least, as far as known
         self.stops_feeding = False  # drafters, at once: a trial of rounds without drafts
         self._num_quiet_rounds = 0  # in a row, that fed no drafter
-        self._unseen = UnseenRounds()
+        self._unseen = (UnseenRounds(), UnseenRounds())  # by micro-batch
         warm_up()
 
     def as_dict(self) -> dict[str, Any]:
@@ -133,15 +133,16 @@ class Speculation:
         """
         self.promise = None
         self.stops_feeding = False
-        if self._unseen.is_next(ready, running):
+        if not running:
+            return []
+        unseen = self._unseen[running[0].micro_batch or 0]
+        if unseen.is_next(ready, running):
             return []
         wanting = self._planner.wanting(ready)
-        if not running:
-            return wanting
         weight = sum([sequence.weight for sequence in running])
         if not wanting:
             self.rate = weight / self.times.plain_cycle_s(self._load(len(running)))
-            self._unseen.begin_while_nobody_is_ready()
+            unseen.begin_while_nobody_is_ready()
             return []
         if not self.times.knows_drafter and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
@@ -165,7 +166,7 @@ class Speculation:
         else:
             chosen, tried = [*range(found.num_drafts[best])], self._tried_beside(found, best, wanting)
         if not (chosen or tried or self.is_paying):
-            self._unseen.begin()
+            unseen.begin()
         promising = chosen or tried
         self._promise(found, [wanting[place] for place in promising], levels[promising])
         for sequence in wanting:

@@ -24,6 +24,8 @@ _ROUNDS_OF_TRIAL = 4
 # Of a trial without drafts. What it is to show is how fast the target is when it feeds no drafters: in the first of its
 # rounds they are still at what the round before has sent, and after the last they are to catch up in a further one.
 _PLAIN_ROUNDS_OF_TRIAL = 4
+# After a trial, in which what it has shown is learned: a change in these is its doing.
+_ROUNDS_OF_LEARNING = 4
 
 
 @dataclass(slots=True)
@@ -45,10 +47,6 @@ class _Savings:
             return False
         self.seconds -= cost_s
         return True
-
-
-# After a trial, in which what it has shown is learned: a change in these is its doing.
-_ROUNDS_OF_LEARNING = 4
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ _MOST = 0.75
 
 
 class UnseenRounds:
-    """Of one target. They end as soon as one comes who is sampled otherwise, or many have come or gone."""
+    """Of one micro-batch. They end as soon as one comes who is sampled otherwise, or many have come or gone."""
 
     def __init__(self) -> None:
         self._num_left = 0

@@ -98,6 +98,20 @@ def test_what_does_not_pay_is_looked_at_again_in_the_fourth_round() -> None:
     assert nums_drafted == [0, 0, 0, 4, 4]
 
 
+def test_of_two_micro_batches_each_goes_unseen_by_itself() -> None:
+    setup = Setup(8)
+    setup.run_plainly(8)
+    setup.set_gains(*[0.0] * 8)
+    halves = [setup.sequences[:4], setup.sequences[4:]]
+    for micro_batch, half in enumerate(halves):
+        for sequence in half:
+            sequence.micro_batch = micro_batch
+        assert setup.speculation.choose_drafted(half, half) == []
+    setup.set_gains(*[3.0] * 8)
+    nums_drafted = [len(setup.speculation.choose_drafted(half, half)) for half in halves * 4]
+    assert nums_drafted == [0, 0, 0, 0, 0, 0, 4, 4]
+
+
 @pytest.mark.parametrize("change", ["sampled", "fewer", "others"])
 def test_what_does_not_pay_is_looked_at_again_when_it_may_for_others(change: str) -> None:
     setup = Setup(4)
