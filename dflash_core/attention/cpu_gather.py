@@ -7,11 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dflash_core.attention.batch import RaggedBatch
+from dflash_core.attention.batch import Int32s, RaggedBatch
 from dflash_core.jit import jit
 
 Floats = npt.NDArray[np.float32]
-Int32s = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 
 

@@ -12,13 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dflash_core.attention.batch import RaggedBatch
+from dflash_core.attention.batch import Int32s, RaggedBatch
 from dflash_core.jit import jit
 
 CALL_CELLS = 3072
 """Padding (in cells of rows × keys) that costs about as much as one more attention call on a CPU."""
 
-Int32s = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 
 
@@ -95,8 +94,6 @@ def _split(batch: RaggedBatch) -> list[list[int]]:
     Asked one by one, each of many single rows would rather be padding beside a tree than a call by itself; together
     they are much cheaper in a call of theirs.
     """
-    if batch.num_sequences == 1:
-        return [[0]]
     num_rows = np.diff(batch.cu_rows)
     num_keys = num_rows + batch.prefix_lens
     order = np.lexsort((-num_keys, -num_rows))
