@@ -13,10 +13,11 @@ from cluster.router.drafting import DrafterPool, DraftStage
 from cluster.router.latency import RoundLoad
 from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan, plan_round
+from cluster.router.promises import Promise
 from cluster.router.prospects import shape_at
 from cluster.router.sequence import DONE, Sequence
 from cluster.router.settings import RouterSettings
-from cluster.router.speculation import Promise, Speculation
+from cluster.router.speculation import Speculation
 from cluster.router.timings import COMMIT, DRAFT, IDLE, LEARN, PLAN, VERIFY, RoundTimings
 from cluster.router.tree_planner import TreePlanner
 from dflash_core.contracts import OUTCOME_OK, PackedOutcomes, RoundResult

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 _STEP, _LEAST_KEPT, _MOST_KEPT = 0.05, 0.4, 1.2
 _FADING = 0.01  # per round without drafts: what was seen is less and less believed
 
@@ -43,3 +45,11 @@ class Promises:
 
     def _fade(self, index: int, kept: float) -> None:
         self._brought[index] += _FADING * (kept * self._promised[index] - self._brought[index])
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """`tokens`: that drafts are to bring in a round, weighted, as their levels say."""
+
+    promises: Promises
+    tokens: float

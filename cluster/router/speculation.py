@@ -12,7 +12,6 @@ whenever the sequences change.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -23,14 +22,14 @@ from cluster.router.drafted import Drafted
 from cluster.router.latency import RoundLoad
 from cluster.router.levels import DraftLevels
 from cluster.router.links import TargetLink
-from cluster.router.promises import Promises
+from cluster.router.promises import Promise, Promises
 from cluster.router.prospects import NODES, Prospects, cycles_s, num_drafts_to_try, prospects, shape_at, warm_up
 from cluster.router.sequence import RUNNING, Sequence
 from cluster.router.settings import RouterSettings
+from cluster.router.standing import StandingDecision
 from cluster.router.target_times import TargetTimes
 from cluster.router.tree_planner import PlannedTrees, TreePlanner
 from cluster.router.trials import TRIAL_NODES, Trials
-from cluster.router.unseen import UnseenRounds
 from dflash_core.trees.build import NodeBudget
 
 Doubles = npt.NDArray[np.float64]
@@ -39,14 +38,6 @@ _STEP = 0.15  # of the moving average of nodes
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
 _LASTING_TOKENS = 16  # still wanted by a sequence that is worth a trial, or half of what it may write
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """`tokens`: that drafts are to bring in a round, weighted, as their levels say."""
-
-    promises: Promises
-    tokens: float
 
 
 class Speculation:
@@ -73,7 +64,7 @@ class Speculation:
         self.is_paying = True  # drafts, for some sequence at least, as far as known
         self.stops_feeding = False  # drafters, at once: a trial of rounds without drafts
         self._num_quiet_rounds = 0  # in a row, that fed no drafter
-        self._unseen = (UnseenRounds(), UnseenRounds())  # by micro-batch
+        self._standing = (StandingDecision(), StandingDecision())  # by micro-batch
         warm_up()
 
     def as_dict(self) -> dict[str, Any]:
@@ -135,14 +126,16 @@ class Speculation:
         self.stops_feeding = False
         if not running:
             return []
-        unseen = self._unseen[running[0].micro_batch or 0]
-        if unseen.is_next(ready, running):
-            return []
+        standing = self._standing[running[0].micro_batch or 0]
+        passed_on = standing.pass_on(ready, running)
+        if passed_on is not None:
+            self.promise = standing.promise
+            return passed_on
         wanting = self._planner.wanting(ready)
         weight = sum([sequence.weight for sequence in running])
         if not wanting:
             self.rate = weight / self.times.plain_cycle_s(self._load(len(running)))
-            unseen.begin_while_nobody_is_ready()
+            standing.hold([])
             return []
         if not self.times.knows_drafter and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
@@ -155,6 +148,7 @@ class Speculation:
         best = found.best
         self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
+            standing.hold(wanting)
             return wanting
         self.is_paying = best > 0 or self._would_pay(wanting, levels, weight, len(running))
         self._trials.begin(len(running), self.is_paying)
@@ -165,15 +159,16 @@ class Speculation:
             return []
         else:
             chosen, tried = [*range(found.num_drafts[best])], self._tried_beside(found, best, wanting)
-        if not (chosen or tried or self.is_paying):
-            unseen.begin()
         promising = chosen or tried
-        self._promise(found, [wanting[place] for place in promising], levels[promising])
+        self.promise = self._promise(found, [wanting[place] for place in promising], levels[promising])
         for sequence in wanting:
             sequence.is_on_trial, sequence.min_nodes = False, 0
         for place in tried:
             wanting[place].is_on_trial, wanting[place].min_nodes = not wanting[place].is_fed, TRIAL_NODES
-        return [wanting[place] for place in chosen + tried]
+        drafted = [wanting[place] for place in chosen + tried]
+        if not tried and (chosen or not self.is_paying) and all(sequence.is_fed for sequence in drafted):
+            standing.hold(drafted, self.promise)
+        return drafted
 
     def _tried_beside(self, found: Prospects, best: int, wanting: list[Sequence]) -> list[int]:
         """Places of some for which a draft is not thought to pay, where for others one is."""
@@ -202,14 +197,14 @@ class Speculation:
             return False
         return self._prospects(lasting, weight, num_roots, self.times.num_micro_batches).best > 0
 
-    def _promise(self, found: Prospects, chosen: list[Sequence], levels: Doubles) -> None:
+    def _promise(self, found: Prospects, chosen: list[Sequence], levels: Doubles) -> Promise | None:
         """What these are to bring; those that only catch up bring nothing yet."""
         of_fed = float(levels @ [sequence.is_fed for sequence in chosen])
-        if of_fed > 0.0:
-            place = int(np.searchsorted(found.num_drafts, len(chosen)))
-            gained = float(found.tokens[place] - found.tokens[0]) * of_fed / float(levels.sum())
-            tokens = gained / self._promises.kept(self.times.num_micro_batches)
-            self.promise = Promise(self._promises, tokens)
+        if of_fed <= 0.0:
+            return None
+        place = int(np.searchsorted(found.num_drafts, len(chosen)))
+        gained = float(found.tokens[place] - found.tokens[0]) * of_fed / float(levels.sum())
+        return Promise(self._promises, gained / self._promises.kept(self.times.num_micro_batches))
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""

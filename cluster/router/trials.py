@@ -83,6 +83,7 @@ class Trials:
 
     def save(self, taken_up_s: float) -> None:
         """A round has taken so long."""
+        self._num_since_trial += 1
         load = self._load
         if load.drafts_pay:
             self._further.save(taken_up_s, 0)
@@ -95,7 +96,6 @@ class Trials:
         self._load = load = self._loads.setdefault(num_sequences.bit_length(), _Load())
         if load.drafts_pay != drafts_pay:
             load.change(self._num_since_trial <= _ROUNDS_OF_LEARNING)
-        self._num_since_trial += 1
 
     def of_none(self, found: Prospects, best: int) -> bool:
         """Whether a round goes without drafts though they pay (`best` > 0): a few in a row, which feed no drafters.
