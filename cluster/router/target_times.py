@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.router.latency import DraftTimeModel, RoundLoad, RoundTimeModel
-from cluster.router.overrun import Overrun
+from cluster.router.overruns import Overruns
 from cluster.router.prospects import cycle_s
 from dflash_core.contracts import DrafterInfo, TargetInfo
 
@@ -37,8 +37,7 @@ class TargetTimes:
         self._plain_s = [1e-3, 1e-3]
         self._contention = self._mean_seen = 1.0
         self._num_split_rounds = 0  # since the last change to two micro-batches
-        # With one micro-batch, with two: of rounds without drafts, and how many times that of those with drafts.
-        self._overruns = [(Overrun(), Overrun()), (Overrun(), Overrun())]
+        self._overruns = (Overruns(), Overruns())  # with one micro-batch, with two
 
     def as_dict(self) -> dict[str, Any]:
         """What is known, for export; times in seconds."""
@@ -91,8 +90,8 @@ class TargetTimes:
 
     def overruns(self, num_micro_batches: int) -> tuple[float, float]:
         """Without drafts and with: the time that rounds take up, over what they are thought to."""
-        plain, drafted = self._overruns[num_micro_batches - 1]
-        return plain.factor, plain.factor * drafted.factor
+        plain, drafted = self._overruns[num_micro_batches - 1].factors
+        return plain, drafted
 
     def plain_cycle_s(self, load: RoundLoad) -> float:
         """The target's time that a round without drafts takes up."""
@@ -125,13 +124,8 @@ class TargetTimes:
     def observe_cycle(self, load: RoundLoad, num_blocks: int, taken_up_s: float, num_micro_batches: int) -> None:
         """A round without prefill has taken up so much of the target's time, all that lies between rounds included."""
         thought_s = self._cycle_s(load, num_blocks, num_micro_batches)
-        plain, drafted = self._overruns[num_micro_batches - 1]
-        if num_blocks == 0:
-            plain.observe(taken_up_s / thought_s)
-            drafted.pass_by()
-        else:
-            drafted.observe(taken_up_s / (thought_s * plain.factor))
-            plain.pass_by()
+        overruns = self._overruns[num_micro_batches - 1]
+        overruns.observe(num_blocks > 0, taken_up_s / thought_s, self.verify.noise)
 
     def observe_between(self, num_blocks: int, seconds: float) -> None:
         """From a round's result to the request of the next."""

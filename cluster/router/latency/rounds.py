@@ -51,6 +51,11 @@ class RoundTimeModel:
         if load.num_rows:
             self._estimator.observe(load.num_rows, _quantities(load), seconds)
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the logarithm of a round's time."""
+        return self._estimator.noise
+
     def seconds(self, load: RoundLoad) -> float:
         return self._estimator.seconds(load.num_rows) + float(self._estimator.costs() @ _quantities(load))
 
@@ -79,7 +84,7 @@ class RoundTimeModel:
             "seconds_per_context_token": per_context_token,
             "seconds_per_context_row": per_context_row,
             "seconds_of_nodes": of_nodes,
-            "noise": self._estimator.noise,
+            "noise": self.noise,
             "num_observed": self._estimator.num_observed,
             "num_ignored": self._estimator.num_ignored,
         }
