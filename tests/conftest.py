@@ -11,6 +11,9 @@ import pytest
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # else ray.init() writes a token file into the home directory
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray forks, and runs Python before it execs. Where another thread is in gRPC at that moment, gRPC's handlers crash
+    # the child, and whoever forked sees a process that has started: it waits for a raylet or a dashboard in vain.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
     "OMP_NUM_THREADS": "1",  # two busy cores and two threads make a forward hundreds of times slower
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
