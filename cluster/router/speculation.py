@@ -130,7 +130,7 @@ class Speculation:
         passed_on = standing.pass_on(ready, running)
         if passed_on is not None:
             self.promise = standing.promise
-            return passed_on
+            return self._planner.wanting(passed_on)
         wanting = self._planner.wanting(ready)
         weight = sum([sequence.weight for sequence in running])
         if not wanting:

@@ -90,3 +90,11 @@ def test_who_is_to_be_fed_first_is_decided_about_again_in_the_next_round() -> No
     setup.sequences[1].drafter_knows = True
     setup.set_gains(3.0, 0.0)
     assert setup.choose() == setup.sequences[:1]
+
+
+def test_drafts_for_a_last_token_are_not_wanted_whatever_stands() -> None:
+    setup = Setup(2)
+    setup.set_gains(3.0, 3.0)
+    assert len(setup.choose()) == 2
+    setup.sequences[0].num_wanted = 1
+    assert setup.choose() == setup.sequences[1:]
