@@ -46,6 +46,13 @@ def main(
     router_us: Annotated[
         float, typer.Option(min=0.0, help="Of the one scenario: the router's work per sequence and round.")
     ] = 15.0,
+    round_noise: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Of the one scenario: by which log(time) of rounds spreads."),
+    ] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the one scenario's outputs; default: all that were recorded.")
+    ] = None,
     long_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the one scenario's requests.")] = 0.0,
     seconds: Annotated[float, typer.Option(min=0.01, help="Of the one scenario, measured, in virtual time.")] = 2.0,
     seed: Annotated[int, typer.Option(min=0, help="Of requests and arrivals.")] = 0,
@@ -69,6 +76,8 @@ def main(
             kinds=kinds,
             targets_per_router=targets_per_router,
             router_s_per_sequence=router_us / 1e6,
+            round_noise=round_noise,
+            temperature=temperature,
             warm_s=min(1.0, seconds),
             measured_s=seconds,
         )
@@ -95,6 +104,8 @@ def _settings(groups: list[Group], seed: int) -> dict[str, object]:
 
 def _run(groups: list[Group], seed: int, record: Record, deadline: Deadline) -> None:
     playback = Playback.load()
+    for scenario in [scenario for group in groups for scenario in group.scenarios]:
+        playback.traces_at(scenario.temperature)  # a wrong one is told before anything is run
     titles = {group.name: group.title for group in groups}
     work = [(group, scenario, name) for group in groups for scenario in group.scenarios for name in group.policies]
     findings: list[Finding] = []

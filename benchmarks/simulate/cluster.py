@@ -15,7 +15,7 @@ from benchmarks.simulate.meter import Meter
 from benchmarks.simulate.playback import Playback
 from benchmarks.simulate.scenario import Scenario
 from benchmarks.simulate.target import SimulatedTarget
-from benchmarks.simulate.times import RouterProcessor
+from benchmarks.simulate.times import RoundNoise, RouterProcessor
 from benchmarks.simulate.workload import ClosedLoop, OpenLoop, RequestSource
 from cluster.requests import Strategy
 from cluster.router import Router, RouterSettings
@@ -30,7 +30,7 @@ class SimulatedCluster:
         self.window = Window()
         self._meter = meter
         self._rng = np.random.default_rng(scenario.seed)
-        self._requests = RequestSource(scenario.kinds, playback, self._rng)
+        self._requests = RequestSource(scenario.kinds, playback, self._rng, scenario.temperature)
         self._num_requests = 0
         self.targets: list[SimulatedTarget] = []
         self.drafters: list[SimulatedDrafter] = []
@@ -51,7 +51,9 @@ class SimulatedCluster:
         receivers: dict[str, FeatureReceiver] = {}
         processor = RouterProcessor(scenario.router_s_per_sequence)
         for _ in range(num_targets):
-            target = SimulatedTarget(kind, playback, FeatureSender(kind.network, receivers), processor, meter)
+            noise = RoundNoise(scenario.round_noise, np.random.default_rng([scenario.seed, 1, len(self.targets)]))
+            features = FeatureSender(kind.network, receivers)
+            target = SimulatedTarget(kind, playback, features, processor, meter, noise)
             self.targets.append(target)
             router.add_target(target)
         if settings.strategy is Strategy.NONE:

@@ -71,6 +71,16 @@ class Playback:
     def temperatures(self) -> list[float]:
         return [trace.sampling.temperature for trace in self.traces]
 
+    def traces_at(self, temperature: float | None) -> list[int]:
+        """Their numbers; None: of all. Raises `InvalidRequest` where nothing was recorded at that temperature."""
+        found = [trace for trace, recorded in enumerate(self.temperatures) if temperature in (None, recorded)]
+        if not found:
+            raise InvalidRequest(
+                f"temperature must be one of {sorted(set(self.temperatures))}, as recorded, got {temperature}",
+                param="temperature",
+            )
+        return found
+
     def length(self, trace: int) -> int:
         return self._lengths[trace]
 

@@ -27,6 +27,8 @@ class Scenario:
     targets_per_router: int = 4
     drafters_per_target: float = 1.0
     straggler_share: float = 0.0  # of drafts
+    round_noise: float = 0.0  # standard deviation of the logarithm of a round's time
+    temperature: float | None = None  # of all outputs; None: all that were recorded
     router_s_per_sequence: float = 15e-6  # of a router's processor, per round: 1 ms for 64 sequences
     warm_s: float = 0.3
     measured_s: float = 2.0

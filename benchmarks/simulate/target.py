@@ -12,7 +12,7 @@ from benchmarks.simulate.hardware import FINGERPRINT, Hardware
 from benchmarks.simulate.kv import HeldSequence, KvBlocks
 from benchmarks.simulate.meter import Meter
 from benchmarks.simulate.playback import Playback, Script
-from benchmarks.simulate.times import RouterProcessor
+from benchmarks.simulate.times import RoundNoise, RouterProcessor
 from dflash_core.contracts import (
     Outcome,
     OutcomeStatus,
@@ -43,13 +43,20 @@ class SimulatedTarget:
     """Implements `dflash_core.contracts.Target`. Rounds that are sent while one runs wait for it, in their order."""
 
     def __init__(
-        self, hardware: Hardware, playback: Playback, features: FeatureSender, router: RouterProcessor, meter: Meter
+        self,
+        hardware: Hardware,
+        playback: Playback,
+        features: FeatureSender,
+        router: RouterProcessor,
+        meter: Meter,
+        noise: RoundNoise,
     ) -> None:
         self._hardware = hardware
         self._playback = playback
         self._features = features
         self._router = router
         self._meter = meter
+        self._noise = noise
         self._kv = KvBlocks(hardware.num_blocks, hardware.kv_block_size)
         self._free_at = 0.0
         self._turns = asyncio.Lock()  # two rounds may end at one time, as one does that only releases
@@ -106,7 +113,7 @@ class SimulatedTarget:
             context += prefill.start
             row_context += num_rows * prefill.start + num_rows * num_rows // 2
         assert rows <= self.info.max_rows, (rows, self.info.max_rows)
-        return self._hardware.round_times.seconds(rows, context, row_context) if rows else 0.0
+        return self._hardware.round_times.seconds(rows, context, row_context) * self._noise.factor() if rows else 0.0
 
     def _run(self, request: RoundRequest, duration_s: float) -> RoundResult:
         for key in request.releases:

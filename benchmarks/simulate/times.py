@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
@@ -42,6 +43,19 @@ class RoundTimes:
         """As a target tells it when it joins."""
         sizes = self.row_sizes or tuple(rows for rows, _ in self.by_rows)
         return tuple((rows, round(interpolate(self.by_rows, rows) * 1e3)) for rows in sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundNoise:
+    """Of rounds' times, on a machine that others use too: independent from round to round, 1 on average."""
+
+    spread: float  # standard deviation of the logarithm
+    rng: np.random.Generator
+
+    def factor(self) -> float:
+        if self.spread == 0.0:
+            return 1.0
+        return math.exp(self.spread * self.rng.standard_normal() - self.spread**2 / 2)
 
 
 @dataclass(frozen=True, slots=True)

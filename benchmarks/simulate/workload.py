@@ -54,12 +54,20 @@ Arrivals = ClosedLoop | OpenLoop
 class RequestSource:
     """Draws requests: a kind, its lengths, and a trace to follow from a random place on."""
 
-    def __init__(self, kinds: Sequence[RequestKind], playback: Playback, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[RequestKind],
+        playback: Playback,
+        rng: np.random.Generator,
+        temperature: float | None = None,  # of the traces; None: any
+    ) -> None:
+        """Raises what `Playback.traces_at` raises."""
         self._kinds = list(kinds)
         weights = np.asarray([kind.weight for kind in kinds])
         self._shares = weights / weights.sum()
         self._playback = playback
         self._temperatures = playback.temperatures
+        self._traces = playback.traces_at(temperature)
         self._rng = rng
         self._prompts = np.zeros(max(kind.prompt.most for kind in kinds), np.int32)  # nobody reads them
 
@@ -68,7 +76,7 @@ class RequestSource:
         rng = self._rng
         kind = self._kinds[int(rng.choice(len(self._kinds), p=self._shares))]
         num_prompt_tokens, num_output = kind.prompt.draw(rng), kind.output.draw(rng)
-        trace = int(rng.integers(len(self._temperatures)))
+        trace = self._traces[int(rng.integers(len(self._traces)))]
         script = Script(trace, int(rng.integers(self._playback.length(trace))), num_prompt_tokens)
         return GenerationRequest(
             sequence_id=sequence_id,

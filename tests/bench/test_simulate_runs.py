@@ -25,6 +25,7 @@ from benchmarks.simulate.workload import ClosedLoop, OpenLoop
 from cluster.requests import EventSink, GenerationRequest, TokenEvent
 from cluster.router import RouterSettings
 from dflash_core.contracts import Prefill, RoundRequest, SamplingParams, SequenceKey
+from dflash_core.errors import InvalidRequest
 from tests.bench.benchmark_runs import error_of, report_of
 
 STREAMS = ClosedLoop(12)
@@ -145,6 +146,27 @@ def test_what_is_found_adds_up(playback: Playback) -> None:
         assert found.tokens_per_s == pytest.approx(12 / found.per_token.p50 * 1e3, rel=0.3)
 
 
+def test_rounds_whose_times_spread_take_as_long_on_average(playback: Playback) -> None:
+    scenario = replace(SMALL, straggler_share=0.0, measured_s=10.0)
+    even, uneven = (
+        simulate(replace(scenario, round_noise=noise), PLAIN, POLICIES[PLAIN], playback) for noise in (0.0, 0.3)
+    )
+    assert uneven.tokens_per_s == pytest.approx(even.tokens_per_s, rel=0.03)
+    assert uneven.tokens_per_s != even.tokens_per_s
+
+
+def test_outputs_of_one_temperature(playback: Playback) -> None:
+    greedy, sampled = (
+        simulate(replace(SMALL, temperature=temperature), "tree 16", POLICIES["tree 16"], playback).acceptance_length
+        for temperature in (0.0, 1.0)
+    )
+    assert greedy is not None
+    assert sampled is not None
+    assert greedy > 1.3 * sampled
+    with pytest.raises(InvalidRequest, match=r"one of \[0.0, 1.0\], as recorded, got 0.7"):
+        simulate(replace(SMALL, temperature=0.7), PLAIN, POLICIES[PLAIN], playback)
+
+
 def test_long_prompts_are_prefilled_in_chunks(playback: Playback) -> None:
     mixed = Scenario("test", "", H200, 1, ClosedLoop(6), kinds=(SHORT, replace(LONG, weight=0.5)), measured_s=1.0)
     found = simulate(mixed, "tree 8", POLICIES["tree 8"], playback)
@@ -189,7 +211,13 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--streams", "0"), ("--streams", "1", "--requests-per-s", "1"), ("--policy", "best")]
+    "arguments",
+    [
+        ("--streams", "0"),
+        ("--streams", "1", "--requests-per-s", "1"),
+        ("--policy", "best"),
+        ("--streams", "1", "--temperature", "3"),
+    ],
 )
 def test_a_wrong_flag_is_one_line(arguments: tuple[str, ...]) -> None:
     assert error_of("simulate", *arguments).startswith("error: ")
