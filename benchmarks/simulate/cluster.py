@@ -51,7 +51,7 @@ class SimulatedCluster:
         receivers: dict[str, FeatureReceiver] = {}
         processor = RouterProcessor(scenario.router_s_per_sequence)
         for _ in range(num_targets):
-            noise = RoundNoise(scenario.round_noise, np.random.default_rng([scenario.seed, 1, len(self.targets)]))
+            noise = RoundNoise(scenario.round_noise, np.random.default_rng([scenario.seed, len(self.targets), 1]))
             features = FeatureSender(kind.network, receivers)
             target = SimulatedTarget(kind, playback, features, processor, meter, noise)
             self.targets.append(target)
