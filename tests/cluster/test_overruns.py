@@ -38,7 +38,7 @@ def test_a_few_rounds_tell_of_their_own_kind() -> None:
     observe(overruns, False, *[0.7] * 4)
     plain, drafted = overruns.factors
     assert plain < 0.85
-    assert 1.0 - drafted < (1.0 - plain) / 3
+    assert 1.0 - drafted < 0.4 * (1.0 - plain)
 
 
 def test_short_trials_come_to_the_truth_through_noise() -> None:
@@ -52,6 +52,22 @@ def test_short_trials_come_to_the_truth_through_noise() -> None:
         found.append(overruns.factors[0] / overruns.factors[1])
     assert np.mean(found) == pytest.approx(0.8 / 1.1, rel=0.03)
     assert np.std(found) < 0.1
+
+
+def test_no_swing_of_one_kind_makes_the_other_take_no_time() -> None:
+    overruns = Overruns()
+    for _ in range(5):
+        observe(overruns, True, *[0.5] * 5)
+        observe(overruns, False, *[2.0] * 20)
+        observe(overruns, False, *[0.5] * 40)
+        assert min(overruns.factors) >= 0.5
+
+
+def test_after_ever_so_long_a_round_is_no_more_than_a_round() -> None:
+    overruns = Overruns()
+    observe(overruns, True, *[1.0] * 20_000)
+    observe(overruns, False, 0.6)
+    assert overruns.factors[0] > 0.85
 
 
 def test_without_noise_a_round_is_believed() -> None:
