@@ -26,7 +26,7 @@ from cluster.router.promises import Promise, Promises
 from cluster.router.prospects import NODES, Prospects, cycles_s, num_drafts_to_try, prospects, shape_at, warm_up
 from cluster.router.sequence import RUNNING, Sequence
 from cluster.router.settings import RouterSettings
-from cluster.router.standing import StandingDecision
+from cluster.router.standing import Decision, StandingDecision
 from cluster.router.target_times import TargetTimes
 from cluster.router.tree_planner import PlannedTrees, TreePlanner
 from cluster.router.trials import TRIAL_NODES, Trials
@@ -127,15 +127,16 @@ class Speculation:
         if not running:
             return []
         standing = self._standing[running[0].micro_batch or 0]
-        passed_on = standing.pass_on(ready, running)
-        if passed_on is not None:
-            self.promise = standing.promise
-            return self._planner.wanting(passed_on)
+        decision = standing.pass_on(ready, running)
+        if decision is not None:
+            self.rate, self.promise = decision.rate, decision.promise
+            return [*decision.drafted]
         wanting = self._planner.wanting(ready)
         weight = sum([sequence.weight for sequence in running])
         if not wanting:
             self.rate = weight / self.times.plain_cycle_s(self._load(len(running)))
-            standing.hold([])
+            if not ready:
+                standing.hold(Decision([], self.rate))
             return []
         if not self.times.knows_drafter and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
@@ -148,7 +149,7 @@ class Speculation:
         best = found.best
         self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
-            standing.hold(wanting)
+            standing.hold(Decision(wanting, self.rate))
             return wanting
         self.is_paying = best > 0 or self._would_pay(wanting, levels, weight, len(running))
         self._trials.begin(len(running), self.is_paying)
@@ -166,8 +167,9 @@ class Speculation:
         for place in tried:
             wanting[place].is_on_trial, wanting[place].min_nodes = not wanting[place].is_fed, TRIAL_NODES
         drafted = [wanting[place] for place in chosen + tried]
-        if not tried and (chosen or not self.is_paying) and all(sequence.is_fed for sequence in drafted):
-            standing.hold(drafted, self.promise)
+        lasts = (chosen or not self.is_paying) and all(sequence.is_fed for sequence in drafted)
+        if lasts and not tried and not self._trials.is_being_learned:
+            standing.hold(Decision(drafted, self.rate, self.promise))
         return drafted
 
     def _tried_beside(self, found: Prospects, best: int, wanting: list[Sequence]) -> list[int]:

@@ -91,11 +91,16 @@ class Trials:
         else:
             self._drafts.save(taken_up_s, load.drafts_in_vain)
 
+    @property
+    def is_being_learned(self) -> bool:
+        """What the last one has shown."""
+        return self._num_since_trial <= _ROUNDS_OF_LEARNING
+
     def begin(self, num_sequences: int, drafts_pay: bool) -> None:
         """A round of so many sequences is to be decided about; whether drafts pay, as far as known."""
         self._load = load = self._loads.setdefault(num_sequences.bit_length(), _Load())
         if load.drafts_pay != drafts_pay:
-            load.change(self._num_since_trial <= _ROUNDS_OF_LEARNING)
+            load.change(self.is_being_learned)
 
     def of_none(self, found: Prospects, best: int) -> bool:
         """Whether a round goes without drafts though they pay (`best` > 0): a few in a row, which feed no drafters.

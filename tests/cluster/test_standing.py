@@ -69,16 +69,17 @@ def test_who_is_drafted_for_stays_for_three_more_rounds() -> None:
     assert set(setup.choose()) == set(setup.sequences[2:])
 
 
-@pytest.mark.parametrize("change", ["ended", "came", "late"])
+@pytest.mark.parametrize("change", ["ended", "came", "runs", "late"])
 def test_who_is_drafted_for_is_decided_anew_as_soon_as_anybody_comes_or_goes(change: str) -> None:
     setup = Setup(4)
     setup.set_gains(3.0, 3.0, 0.0, 0.0)
     assert set(setup.choose()) == set(setup.sequences[:2])
     setup.set_gains(0.0, 3.0, 3.0, 0.0)
-    running = {"ended": setup.sequences[:3], "came": [*setup.sequences, setup.sequence("newcomer")]}
-    sequences = running.get(change, setup.sequences)
-    ready = sequences[1:] if change == "late" else sequences  # the first one's draft is on its way still
-    assert setup.sequences[0] not in setup.speculation.choose_drafted(ready, sequences)
+    newcomer = setup.sequence("newcomer")
+    others = {"ended": setup.sequences[:3], "came": [*setup.sequences, newcomer], "late": setup.sequences[1:]}
+    ready = others.get(change, setup.sequences)  # "late": the first one's draft is on its way still
+    running = {"late": setup.sequences, "runs": [*setup.sequences, newcomer]}.get(change, ready)
+    assert setup.sequences[0] not in setup.speculation.choose_drafted(ready, running)
 
 
 def test_who_is_to_be_fed_first_is_decided_about_again_in_the_next_round() -> None:
@@ -92,9 +93,39 @@ def test_who_is_to_be_fed_first_is_decided_about_again_in_the_next_round() -> No
     assert setup.choose() == setup.sequences[:1]
 
 
-def test_drafts_for_a_last_token_are_not_wanted_whatever_stands() -> None:
+def test_who_is_about_to_end_is_decided_about_in_every_round() -> None:
     setup = Setup(2)
     setup.set_gains(3.0, 3.0)
     assert len(setup.choose()) == 2
     setup.sequences[0].num_wanted = 1
     assert setup.choose() == setup.sequences[1:]
+
+
+def test_of_two_micro_batches_each_has_a_rate_of_its_own() -> None:
+    setup = Setup(8)
+    halves = [setup.sequences[:4], setup.sequences[4:]]
+    setup.set_gains(*[3.0] * 4, *[0.0] * 4)
+    rates = []
+    for micro_batch, half in enumerate(halves * 2):
+        for sequence in half:
+            sequence.micro_batch = micro_batch % 2
+        setup.speculation.choose_drafted(half, half)
+        rates.append(setup.speculation.rate)
+    assert rates[0] > 1.2 * rates[1]
+    assert rates[2:] == rates[:2]
+
+
+def test_who_is_ready_first_is_looked_at() -> None:
+    setup = Setup(4)
+    setup.set_gains(3.0, 3.0, 3.0, 3.0)
+    assert setup.speculation.choose_drafted([], setup.sequences) == []
+    assert len(setup.choose()) == 4
+
+
+def test_a_fixed_budget_drafts_for_all_who_are_there() -> None:
+    setup = Setup(4, tree_budget=8)
+    assert setup.choose() == setup.sequences
+    assert setup.choose() == setup.sequences
+    ending, others = setup.sequences[0], setup.sequences[1:]
+    ending.num_wanted = 1
+    assert setup.choose() == others
