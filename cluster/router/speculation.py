@@ -149,7 +149,6 @@ class Speculation:
         best = found.best
         self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
-            standing.hold(Decision(wanting, self.rate))
             return wanting
         self.is_paying = best > 0 or self._would_pay(wanting, levels, weight, len(running))
         self._trials.begin(len(running), self.is_paying)
