@@ -133,13 +133,13 @@ class Cluster:
             router.dialer.set_endpoints([drafter.address for drafter in self.drafters])
 
     async def check_nothing_left(self) -> None:
+        # What a client cancelled may be on its way to its router still.
+        await until(lambda: not any(router.router.num_active for router in self.routers))
         # Both at once: the model's thread may be between taking blocks and counting their sequence.
         await until(lambda: not any(target.runner.num_sequences or _held_blocks(target) for target in self.targets))
         await until(lambda: not any(drafter.runner.num_sequences for drafter in self.drafters))
         for drafter in self.drafters:
             assert drafter.service.num_sequences == 0
-        # What a client cancelled may be on its way to its router still.
-        await until(lambda: not any(router.router.num_active for router in self.routers))
         assert self.pool.num_active == 0
 
     async def close(self) -> None:
