@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-_STEP, _LEAST_KEPT, _MOST_KEPT = 0.05, 0.4, 1.2
+# Promised tokens after which a round counts e times less, and those that count as kept before any was seen: a single
+# draft of 1.5 tokens brings none or four.
+_MEMORY, _OF_TRUST = 200.0, 40.0
+_LEAST_KEPT, _MOST_KEPT = 0.4, 1.2
 _FADING = 0.01  # per round without drafts: what was seen is less and less believed
 
 
@@ -13,7 +17,7 @@ class Promises:
     that is too low for some, it is too high for others."""
 
     def __init__(self) -> None:
-        # Tokens that drafts were to bring in a round, and those they brought, with one micro-batch and with two.
+        # Sums of the tokens that drafts were to bring, and of those they brought, with one micro-batch and with two.
         self._promised, self._brought = [0.0, 0.0], [0.0, 0.0]
 
     def kept(self, num_micro_batches: int) -> float:
@@ -33,8 +37,10 @@ class Promises:
     def observe(self, num_micro_batches: int, promised_tokens: float, brought_tokens: float) -> None:
         """What the drafts of a round were to bring, by levels alone, and what they brought."""
         index = num_micro_batches - 1
-        for kept, seen in ((self._promised, promised_tokens), (self._brought, brought_tokens)):
-            kept[index] += (_STEP if kept[index] else 1.0) * (seen - kept[index])
+        is_first = self._promised[index] == 0.0
+        remembered = math.exp(-promised_tokens / _MEMORY)
+        for sums, seen in ((self._promised, promised_tokens), (self._brought, brought_tokens)):
+            sums[index] = remembered * (_OF_TRUST if is_first else sums[index]) + seen
         if self._promised[index] > 0.0:
             # Levels change meanwhile: with the other number of micro-batches they would not promise what they did.
             self._fade(1 - index, self._brought[index] / self._promised[index])

@@ -59,8 +59,8 @@ def test_no_more_than_a_request_still_wants() -> None:
 def test_those_sampled_alike_have_promises_of_their_own() -> None:
     levels = DraftLevels()
     greedy, sampled = _sequence(0.0), _sequence(1.0)
-    levels.promises([greedy, greedy]).observe(1, 10.0, 12.0)
-    levels.promises([sampled]).observe(1, 10.0, 6.0)
+    levels.promises([greedy, greedy]).observe(1, 1e4, 1.2e4)
+    levels.promises([sampled]).observe(1, 1e4, 6e3)
     assert levels.promises([greedy]).kept(1) == pytest.approx(1.2)
     assert levels.promises([sampled, sampled]).kept(1) == pytest.approx(0.6)
     assert levels.promises([sampled, greedy]).kept(1) == 1.0
