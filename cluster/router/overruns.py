@@ -5,7 +5,7 @@ from __future__ import annotations
 _GAIN = 0.1  # of an observation in the long run, where rounds are of one kind alone: the last ten or so count
 _DRIFT = 2e-3  # standard deviation, per round, of what changes one kind alone
 # Standard deviations before any round: of both kinds together, of each besides, which grows no larger either.
-_FIRST_COMMON, _MOST_OWN = 0.2, 0.1
+_FIRST_COMMON, _MOST_OWN = 0.2, 0.05
 _MOST_OFF = 2.0  # times: a round farther off than this counts as if it were so far off
 _LEAST_NOISE = 0.02
 
