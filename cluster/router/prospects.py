@@ -20,10 +20,6 @@ _LEAST_LOG = -2.0
 NODES = 2.0 ** np.arange(_LEAST_LOG, 9.0)  # 1/4 … 256
 _SHAPE = np.array([0.07, 0.14, 0.28, 0.45, 0.67, 0.81, 0.91, 1.0, 1.07, 1.12, 1.16])
 
-# That drafts must promise over none. Of many choices the best is one that was thought too well of; and drafts cost what
-# is in no round's time: a drafter is sent the prompt, and sequences that began together end one by one.
-_ADVANTAGE = 1.03
-
 
 @jit
 def shape_at(nodes_per_draft: float) -> float:
@@ -43,14 +39,12 @@ class Prospects:
     seconds: Doubles  # of the target's time that a round takes up
     between_s: Doubles  # from a result to the next request
     rates: Doubles = field(init=False)  # tokens per second
-    # The place of the best rate; that without drafts, unless others are thought to be clearly better.
-    best: int = field(init=False)
+    best: int = field(init=False)  # the place of the best of them
 
     def __post_init__(self) -> None:
         rates = self.tokens / self.seconds
-        best = int(rates.argmax())
         object.__setattr__(self, "rates", rates)
-        object.__setattr__(self, "best", best if rates[best] > _ADVANTAGE * rates[0] else 0)
+        object.__setattr__(self, "best", int(rates.argmax()))
 
 
 @functools.cache

@@ -24,6 +24,10 @@ _ROUNDS_OF_TRIAL = 4
 # Of a trial without drafts. What it is to show is how fast the target is when it feeds no drafters: in the first of its
 # rounds they are still at what the round before has sent, and after the last they are to catch up in a further one.
 _PLAIN_ROUNDS_OF_TRIAL = 4
+# By how much less likely a trial is to change anything the slower that way is thought to be: no error of the models
+# that was seen made one of two ways seem twice as fast. What drafts bring changes with every text; what rounds without
+# them take hardly does, and a fifth too much was never thought of it for long.
+_POWER_OF_DRAFTS, _POWER_OF_NONE = 2.0, 8.0
 # After a trial, in which what it has shown is learned: a change in these is its doing.
 _ROUNDS_OF_LEARNING = 4
 
@@ -110,7 +114,7 @@ class Trials:
         if self._num_plain_rounds_left == 0:
             rates = found.rates
             lost_s = float(found.seconds[0]) * (1.0 - float(rates[0] / rates[best]))
-            cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0])
+            cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0], _POWER_OF_NONE)
             if not self._none.spend(cost_s):
                 return False
             self._load.none_in_vain += 1
@@ -146,7 +150,7 @@ class Trials:
             costs = _ROUNDS_OF_TRIAL * _cost_s(found, 0, row_s)[: len(num_drafts)] + catch_up_s[num_drafts]
             chosen = max(1, int(np.flatnonzero(costs <= _MOST_S)[-1]))
             rates = found.rates
-            if not self._drafts.spend(float(costs[chosen]) * _doubt(rates[0], rates[1:].max())):
+            if not self._drafts.spend(float(costs[chosen]) * _doubt(rates[0], rates[1:].max(), _POWER_OF_DRAFTS)):
                 return 0
             self._load.drafts_in_vain += 1
             self._num_tried = int(num_drafts[chosen])
@@ -156,10 +160,9 @@ class Trials:
         return self._num_tried
 
 
-def _doubt(rate: float, other: float) -> float:
-    """As how many times dearer a trial of the other way counts, the less likely it is to change anything: no error of
-    the models that was seen made one of two ways seem twice as fast."""
-    return max(float(rate / other), 1.0) ** 2
+def _doubt(rate: float, other: float, power: float) -> float:
+    """As how many times dearer a trial of the other way counts, the less likely it is to change anything."""
+    return max(float(rate / other), 1.0) ** power
 
 
 def _cost_s(found: Prospects, best: int, row_s: float) -> Doubles:
