@@ -113,7 +113,10 @@ class SimulatedTarget:
             context += prefill.start
             row_context += num_rows * prefill.start + num_rows * num_rows // 2
         assert rows <= self.info.max_rows, (rows, self.info.max_rows)
-        return self._hardware.round_times.seconds(rows, context, row_context) * self._noise.factor() if rows else 0.0
+        if rows == 0:
+            return 0.0
+        seconds = self._hardware.round_times.seconds(rows, context, row_context)
+        return seconds * self._noise.factor(seconds)
 
     def _run(self, request: RoundRequest, duration_s: float) -> RoundResult:
         for key in request.releases:

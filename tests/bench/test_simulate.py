@@ -14,7 +14,7 @@ from benchmarks.simulate.finding import Fairness, Spread
 from benchmarks.simulate.groups import CPU, H200
 from benchmarks.simulate.hardware import hardware
 from benchmarks.simulate.playback import Playback, Script
-from benchmarks.simulate.times import RoundTimes, RouterProcessor, interpolate
+from benchmarks.simulate.times import RoundNoise, RoundTimes, RouterProcessor, interpolate
 from benchmarks.trees import random_depths
 from cluster.router import RoundTimings
 from dflash_core.contracts import DraftTree, SequenceKey, TokenIds, TreeRows
@@ -171,3 +171,14 @@ class TestFigures:
         assert Spread.of_seconds([]) == Spread(0, None, None)
         spread = Spread.of_seconds([0.001 * value for value in range(101)])
         assert (spread.count, spread.p50, spread.p99) == (101, pytest.approx(50.0), pytest.approx(99.0))
+
+
+def test_noise_of_rounds_lasts_and_is_none_on_average() -> None:
+    noise = RoundNoise(0.2, np.random.default_rng(0))
+    factors = np.array([noise.factor(14e-3) for _ in range(100_000)])
+    assert factors.mean() == pytest.approx(1.0, abs=0.01)
+    logs = np.log(factors)
+    assert logs.std() == pytest.approx(0.2, abs=0.01)
+    found = [float(np.corrcoef(logs[:-lag], logs[lag:])[0, 1]) for lag in (1, 10, 50)]
+    assert found == pytest.approx([0.46, 0.28, 0.12], abs=0.03)
+    assert RoundNoise(0.0, np.random.default_rng(0)).factor(1.0) == 1.0
