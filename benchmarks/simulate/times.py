@@ -51,8 +51,8 @@ _OWN, _LASTS_S = 0.5, (0.1, 1.0)  # of the noise's variance, a round's own part,
 class RoundNoise:
     """Of rounds' times, on a machine that others use too; 1 on average.
 
-    It lasts, as measured of plain decoding on two shared cores, rounds of 14 ms: logarithms of times spread by 0.23, and
-    their correlation is 0.47 with the next round, 0.24 with the tenth from there, 0.13 with the fiftieth.
+    It lasts, as measured of plain decoding on two shared cores, rounds of 14 ms: logarithms of times spread by 0.23,
+    and are correlated by 0.47 with the next round's, 0.24 with the tenth's from there, 0.13 with the fiftieth's.
     """
 
     def __init__(self, spread: float, rng: np.random.Generator) -> None:

@@ -162,7 +162,8 @@ class Trials:
 
 def _doubt(rate: float, other: float, power: float) -> float:
     """As how many times dearer a trial of the other way counts, the less likely it is to change anything."""
-    return max(float(rate / other), 1.0) ** power
+    times: float = max(float(rate / other), 1.0) ** power
+    return times
 
 
 def _cost_s(found: Prospects, best: int, row_s: float) -> Doubles:
