@@ -41,9 +41,8 @@ class Promises:
         remembered = math.exp(-promised_tokens / _MEMORY)
         for sums, seen in ((self._promised, promised_tokens), (self._brought, brought_tokens)):
             sums[index] = remembered * (_OF_TRUST if is_first else sums[index]) + seen
-        if self._promised[index] > 0.0:
-            # Levels change meanwhile: with the other number of micro-batches they would not promise what they did.
-            self._fade(1 - index, self._brought[index] / self._promised[index])
+        # Levels change meanwhile: with the other number of micro-batches they would not promise what they did.
+        self._fade(1 - index, self._brought[index] / self._promised[index])
 
     def fade(self, num_micro_batches: int) -> None:
         """A round had no drafts."""
