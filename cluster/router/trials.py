@@ -24,6 +24,9 @@ _ROUNDS_OF_TRIAL = 4
 # Of a trial without drafts. What it is to show is how fast the target is when it feeds no drafters: in the first of its
 # rounds they are still at what the round before has sent, and after the last they are to catch up in a further one.
 _PLAIN_ROUNDS_OF_TRIAL = 4
+# Of a round's time, what each of these costs at least, however little is thought to be lost by it: where drafts are
+# thought to be barely better, nearly all rounds would be such.
+_LEAST_LOST = 0.15
 # By how much less likely a trial is to change anything the slower that way is thought to be: no error of the models
 # that was seen made one of two ways seem twice as fast. What drafts bring changes with every text; what rounds without
 # them take hardly does, and a fifth too much was never thought of it for long.
@@ -109,11 +112,11 @@ class Trials:
     def of_none(self, found: Prospects, best: int) -> bool:
         """Whether a round goes without drafts though they pay (`best` > 0): a few in a row, which feed no drafters.
         What these take is otherwise not seen any more, and whatever slows down rounds with drafts would seem to slow
-        down all. The less is thought to be lost by it, the more often it is tried."""
+        down all. The less is thought to be lost by it, the more often it is tried, but for a least cost."""
         self._num_rounds_left = 0
         if self._num_plain_rounds_left == 0:
             rates = found.rates
-            lost_s = float(found.seconds[0]) * (1.0 - float(rates[0] / rates[best]))
+            lost_s = float(found.seconds[0]) * max(1.0 - float(rates[0] / rates[best]), _LEAST_LOST)
             cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0], _POWER_OF_NONE)
             if not self._none.spend(cost_s):
                 return False

@@ -116,6 +116,12 @@ def test_what_is_twice_as_fast_is_hardly_ever_doubted() -> None:
     assert cost_s < 0.002 * 5_000 * DRAFTED_S
 
 
+def test_what_is_hardly_slower_is_tried_seldom_too() -> None:
+    barely, rather = (sum(_rounds_of_none(Trials(), 5_000, times_faster)) for times_faster in (1.001, 1.1))
+    assert rather <= barely <= 2.5 * rather
+    assert barely * PLAIN_S < 0.03 * 5_000 * DRAFTED_S
+
+
 def test_after_a_time_without_drafts_rounds_without_them_are_no_more_frequent() -> None:
     trials = _trials()
     _rounds_of_drafts(trials, 20_000)
