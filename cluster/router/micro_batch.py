@@ -183,7 +183,7 @@ class MicroBatch:
             sequences = [drafted.sequences[entry] for entry in teaching]
             brought_tokens = self._speculation.observe_drafts(sequences, expected_tokens, num_accepted, shape)
             if verified.promise is not None:
-                self._speculation.observe_promise(verified.promise, brought_tokens, verified.num_micro_batches)
+                verified.promise.observe(brought_tokens, verified.num_micro_batches)
             self._timings.expected_tokens += sum(expected_tokens)
             self._timings.drafted_tokens += sum(num_accepted) + len(places)
             self._planner.learn(planned, outcomes, verified.teaches)

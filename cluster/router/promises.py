@@ -58,3 +58,7 @@ class Promise:
 
     promises: Promises
     tokens: float
+
+    def observe(self, brought_tokens: float, num_micro_batches: int) -> None:
+        """What the drafts brought."""
+        self.promises.observe(num_micro_batches, self.tokens, brought_tokens)

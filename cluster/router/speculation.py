@@ -1,4 +1,4 @@
-"""What speculation costs and brings on one target: how many nodes a round gets, and who is drafted for.
+"""`Speculation`: how many nodes a round of one target gets, and who is drafted for.
 
 Of all sets of sequences to draft for, the one is taken by which the target writes the most tokens per second: λ. Of all
 numbers of nodes, the one that maximises (expected tokens) − λ · (seconds of the round) (ARCHITECTURE section 4). No
@@ -19,51 +19,48 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.router.drafted import Drafted
+from cluster.router.estimates import Estimates
 from cluster.router.latency import RoundLoad
-from cluster.router.levels import DraftLevels
 from cluster.router.links import TargetLink
 from cluster.router.promises import Promise, Promises
-from cluster.router.prospects import NODES, Prospects, cycles_s, num_drafts_to_try, prospects, shape_at, warm_up
+from cluster.router.prospects import Prospects, cycles_s, warm_up
 from cluster.router.sequence import RUNNING, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.standing import Decision, StandingDecision
-from cluster.router.target_times import TargetTimes
 from cluster.router.tree_planner import PlannedTrees, TreePlanner
 from cluster.router.trials import TRIAL_NODES, Trials
 from dflash_core.trees.build import NodeBudget
 
 Doubles = npt.NDArray[np.float64]
 
-_STEP = 0.15  # of the moving average of nodes
 # Of the target's time for a row, what a drafter takes for a token's features: few layers, and of these keys and values.
 _FEEDING_ROWS = 0.02
 _LASTING_TOKENS = 16  # still wanted by a sequence that is worth a trial, or half of what it may write
 
 
 class Speculation:
-    """Of one target: its times, its rate, and what drafts have brought."""
+    """Of one target.
+
+    Attributes:
+        times: that its rounds take.
+        rate: λ.
+        promise: of the drafts chosen last; None where nothing is to be learned.
+        is_paying: drafts, for some sequence at least, as far as known.
+        stops_feeding: drafters, at once, for a trial of rounds without drafts.
+    """
 
     def __init__(self, link: TargetLink, settings: RouterSettings, planner: TreePlanner) -> None:
-        info = link.info
         self._link = link
         self._settings = settings
         self._planner = planner
-        self.times = TargetTimes(info)
-        self.rate = 0.0  # λ
-        self._levels = DraftLevels()
-        self._nodes_per_draft = 8.0
-        self._shape = shape_at(self._nodes_per_draft)  # of the gain at 32 nodes, what so many bring
-        fixed = settings.tree_budget
-        sizes = NODES[settings.max_tree_nodes >= NODES] if fixed is None else np.array([float(max(1, fixed))])
-        self._sizes: Doubles = sizes  # nodes per draft that may be chosen
-        self._mean_context = 0.0  # tokens before a root, in the last round
-        self._trials = Trials()
-        self._row_s = 0.0  # of the target's time, what a further row costs
+        self._estimates = Estimates(link, settings)
+        self.times = self._estimates.times
+        self.rate = 0.0
+        self.promise: Promise | None = None
+        self.is_paying = True
+        self.stops_feeding = False
         self._promises = Promises()  # of those decided about last
-        self.promise: Promise | None = None  # of the drafts chosen last; None where nothing is to be learned
-        self.is_paying = True  # drafts, for some sequence at least, as far as known
-        self.stops_feeding = False  # drafters, at once: a trial of rounds without drafts
-        self._num_quiet_rounds = 0  # in a row, that fed no drafter
+        self._trials = Trials()
         self._standing = (StandingDecision(), StandingDecision())  # by micro-batch
         warm_up()
 
@@ -72,9 +69,7 @@ class Speculation:
         return {
             "num_sequences": len(self._link.sequences),
             "tokens_per_second": self.rate,
-            "tokens_per_draft_of_32_nodes": self._levels.as_dict(),
-            "nodes_per_draft": self._nodes_per_draft,
-            **self.times.as_dict(),
+            **self._estimates.as_dict(),
         }
 
     def advantage_of_halves(self, belief: float) -> float:
@@ -87,11 +82,11 @@ class Speculation:
         if len(running) < 2:
             return 1.0
         wanting = self._planner.wanting(running)
-        levels = np.sort(self._levels.of_next_drafts(wanting))[::-1]
+        levels = np.sort(self._estimates.levels.of_next_drafts(wanting))[::-1]
         weight = sum([sequence.weight for sequence in running])
         half = (len(running) + 1) // 2
-        one = self._prospects(levels, weight, len(running), 1)
-        two = self._prospects(levels[::2], weight / 2, half, 2, belief)
+        one = self._estimates.prospects(levels, self._promises, weight, len(running), 1)
+        two = self._estimates.prospects(levels[::2], self._promises, weight / 2, half, 2, belief)
         return self._best_rate(two) / self._best_rate(one)
 
     # --- nodes
@@ -134,18 +129,18 @@ class Speculation:
         wanting = self._planner.wanting(ready)
         weight = sum([sequence.weight for sequence in running])
         if not wanting:
-            self.rate = weight / self.times.plain_cycle_s(self._load(len(running)))
+            self.rate = weight / self.times.plain_cycle_s(self._estimates.load(len(running)))
             if not ready:
                 standing.hold(Decision([], self.rate))
             return []
         if not self.times.knows_drafter and (drafter := wanting[0].drafter) is not None:
             self.times.begin_drafting(drafter.info)
-        levels = self._levels.of_next_drafts(wanting)
+        levels = self._estimates.levels.of_next_drafts(wanting)
         # Of equals, such as those never drafted for, first those whose drafter lacks least.
         order = np.lexsort((np.array([sequence.num_unfed_tokens for sequence in wanting], np.int64), -levels))
         wanting, levels = [wanting[place] for place in order.tolist()], levels[order]
-        self._promises = self._levels.promises(wanting)
-        found = self._prospects(levels, weight, len(running), self.times.num_micro_batches)
+        self._promises = self._estimates.levels.promises(wanting)
+        found = self._estimates.prospects(levels, self._promises, weight, len(running), self.times.num_micro_batches)
         best = found.best
         self.rate = float(found.rates[best])
         if self._settings.tree_budget is not None:
@@ -178,25 +173,26 @@ class Speculation:
         if on_trial or not others:
             return on_trial
         catch_up_s = self._catch_up_s(wanting[others.start :])
-        return [*others[: self._trials.of_further(found, best, catch_up_s, self._row_s)]]
+        return [*others[: self._trials.of_further(found, best, catch_up_s, self._estimates.row_s)]]
 
     def _tried_alone(self, found: Prospects, wanting: list[Sequence]) -> list[int]:
         """The same where no draft is thought to pay."""
         lasting = [place for place, sequence in enumerate(wanting) if _is_lasting(sequence)]
         catch_up_s = self._catch_up_s([wanting[place] for place in lasting])
-        return lasting[: self._trials.of_drafts(found, len(lasting), catch_up_s, self._row_s)]
+        return lasting[: self._trials.of_drafts(found, len(lasting), catch_up_s, self._estimates.row_s)]
 
     def _catch_up_s(self, sequences: list[Sequence]) -> Doubles:
         """`[sequences + 1]`: of the target's time, what the drafters of the first so many are to be sent first."""
         num_tokens = [*accumulate([sequence.num_unfed_tokens for sequence in sequences], initial=0)]
-        return np.array(num_tokens, np.float64) * (_FEEDING_ROWS * self._row_s)
+        return np.array(num_tokens, np.float64) * (_FEEDING_ROWS * self._estimates.row_s)
 
     def _would_pay(self, wanting: list[Sequence], levels: Doubles, weight: float, num_roots: int) -> bool:
         """Whether drafts would, if none of these were about to end: others will come that are not."""
-        lasting = np.sort(self._levels.of_lasting_drafts(wanting))[::-1]
+        lasting = np.sort(self._estimates.levels.of_lasting_drafts(wanting))[::-1]
         if np.array_equal(lasting, levels):
             return False
-        return self._prospects(lasting, weight, num_roots, self.times.num_micro_batches).best > 0
+        num_micro_batches = self.times.num_micro_batches
+        return self._estimates.prospects(lasting, self._promises, weight, num_roots, num_micro_batches).best > 0
 
     def _promise(self, found: Prospects, chosen: list[Sequence], levels: Doubles) -> Promise | None:
         """What these are to bring; those that only catch up bring nothing yet."""
@@ -209,37 +205,7 @@ class Speculation:
 
     def is_worth_waiting(self, missing: list[Sequence], seconds: float) -> bool:
         """Whether these sequences' drafts are worth more than what the target writes in that time."""
-        return float(self._levels.of_next_drafts(missing).sum()) * self._shape > self.rate * seconds
-
-    def _prospects(
-        self, levels: Doubles, weight: float, num_roots: int, num_micro_batches: int, belief: float = 1.0
-    ) -> Prospects:
-        """Of rounds without prefill, at the context that the sequences have."""
-        info = self._link.info
-        most_rows = max(num_roots, min(info.max_rows, info.max_tree_rows))
-        fixed = self._load(num_roots)
-        verify_s = self.times.verify_s(most_rows, fixed, self._mean_context, num_micro_batches, belief)
-        self._row_s = float(verify_s[-1] - verify_s[num_roots]) / max(1, len(verify_s) - num_roots)
-        levels = levels * self._promises.kept(num_micro_batches) ** belief
-        num_drafts = num_drafts_to_try(len(levels))
-        between_s = self.times.all_between_s(num_drafts, num_micro_batches)
-        plain, drafted = self.times.overruns(num_micro_batches)
-        return prospects(
-            num_drafts,
-            levels,
-            weight,
-            num_roots,
-            verify_s,
-            between_s,
-            num_micro_batches,
-            self._sizes,
-            (plain**belief, drafted**belief),
-        )
-
-    def _load(self, num_roots: int) -> RoundLoad:
-        """Of a round of these alone."""
-        context_tokens = num_roots * self._mean_context
-        return RoundLoad(num_roots, num_roots, context_tokens, context_tokens)
+        return self._estimates.tokens_of_drafts(missing) > self.rate * seconds
 
     def _best_rate(self, found: Prospects) -> float:
         """With a fixed budget everybody is drafted for."""
@@ -256,48 +222,18 @@ class Speculation:
         feeds: bool,
         num_micro_batches: int,
     ) -> None:
-        """One round that went well.
-
-        Args:
-            load: that was done.
-            verify_s: that the target was busy with it.
-            taken_up_s: since the round before ended on this target; None after a time of idleness.
-            feeds: some drafter.
-            num_micro_batches: of the target, when it ran.
-        """
-        self._num_quiet_rounds = 0 if feeds else self._num_quiet_rounds + 1
-        # Prefill is none of it, nor is a round that only releases. One without drafts that feeds drafters, or that they
-        # are fed in by the one before, takes longer than such rounds do where drafts do not pay.
-        tells = 0 < load.num_sequences == planned.num_trees and (planned.num_drafted or self._num_quiet_rounds > 1)
-        if taken_up_s is not None and tells:
-            self.times.observe_cycle(load, planned.num_drafted, taken_up_s, num_micro_batches)
-        self.times.observe_round(load, verify_s, num_micro_batches)
-        self._mean_context = load.context_tokens / max(1, load.num_sequences)
+        """As `Estimates.observe_round`."""
+        self._estimates.observe_round(load, planned, verify_s, taken_up_s, feeds, num_micro_batches)
         if taken_up_s is not None:
             self._trials.save(taken_up_s)
-        if planned.num_drafted:
-            per_draft = planned.num_nodes / planned.num_drafted
-            self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
-            self._shape = shape_at(self._nodes_per_draft)
-        else:
+        if not planned.num_drafted:
             self._promises.fade(num_micro_batches)
-
-    def observe_promise(self, promise: Promise, brought_tokens: float, num_micro_batches: int) -> None:
-        """What the drafts of a round were to bring (`self.promise` when they were chosen), and what they brought."""
-        promise.promises.observe(num_micro_batches, promise.tokens, brought_tokens)
 
     def observe_drafts(
         self, sequences: list[Sequence], expected_tokens: list[float], num_accepted: list[int], shape: float
     ) -> float:
-        """What came of drafts: the mean of what was expected, which is less noisy, and what came.
-
-        `shape`: `shape_at` the nodes per draft of their round, fewer in a trial than else. Returns what came, weighted.
-        """
-        gains = [
-            0.5 * (expected - 1.0 + accepted) for expected, accepted in zip(expected_tokens, num_accepted, strict=True)
-        ]
-        self._levels.observe(sequences, [gain / shape for gain in gains], self.is_paying)
-        return sum([sequence.weight * gain for sequence, gain in zip(sequences, gains, strict=True)])
+        """As `Estimates.observe_drafts`."""
+        return self._estimates.observe_drafts(sequences, expected_tokens, num_accepted, shape, self.is_paying)
 
 
 def _is_lasting(sequence: Sequence) -> bool:
