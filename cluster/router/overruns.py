@@ -13,9 +13,9 @@ _LEAST_NOISE = 0.02
 class Overruns:
     """Of rounds without drafts and of those with (a Kalman filter of both factors).
 
-    Mostly one kind is run. Whatever slows the machine down slows both, so that the other kind's factor goes along. A few
-    rounds of the other kind move that one's factor more than the first, of which far more is known: were one a multiple
-    of the other, the noise of a few rounds without drafts would be in what drafts cost.
+    Mostly one kind is run. Whatever slows the machine down slows both, so that the other kind's factor goes along. A
+    few rounds of the other kind move that one's factor more than the first, of which far more is known: were one a
+    multiple of the other, the noise of a few rounds without drafts would be in what drafts cost.
 
     A factor is a mean of times, not of speeds, whose rounds of 20 and 30 ms would seem as good as two of 24; nor of
     logarithms, as models of latency learn them, whose mean is below that of times, the more so the noisier these are.

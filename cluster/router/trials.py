@@ -49,8 +49,8 @@ class _Savings:
         self.seconds = min(self.seconds + share * taken_up_s, _MOST_S)
 
     def spend(self, cost_s: float) -> bool:
-        """Whether a trial is paid for: then it begins, and what is left is forfeit. It was saved while trials were dear,
-        for one: where they are cheap it would pay for many, one after the other."""
+        """Whether a trial is paid for: then it begins, and what is left is forfeit. It was saved while trials were
+        dear, for one: where they are cheap it would pay for many, one after the other."""
         if self.seconds < min(cost_s, _MOST_S):
             return False
         self.seconds = 0.0
