@@ -130,7 +130,7 @@ class DraftStage:
         for sequence in ready:
             if sequence not in chosen:
                 sequence.num_unasked += 1
-                if sequence.num_unasked >= most and sequence.is_fed:
+                if sequence.num_unasked > most and sequence.is_fed:
                     sequence.stop_feeding()
 
     def _settle_drafter(self, sequence: Sequence) -> DrafterLink | None:

@@ -106,8 +106,8 @@ class Estimates:
         taken_up_s: float | None,
         feeds: bool,
         num_micro_batches: int,
-    ) -> None:
-        """One round that went well.
+    ) -> bool:
+        """One round that went well. Returns whether it has told what rounds of its kind take up.
 
         Args:
             load: that was done.
@@ -119,8 +119,10 @@ class Estimates:
         self._num_quiet_rounds = 0 if feeds else self._num_quiet_rounds + 1
         # Prefill is none of it, nor is a round that only releases. One without drafts that feeds drafters, or that they
         # are fed in by the one before, takes longer than such rounds do where drafts do not pay.
-        tells = 0 < load.num_sequences == planned.num_trees and (planned.num_drafted or self._num_quiet_rounds > 1)
-        if taken_up_s is not None and tells:
+        is_of_its_kind = planned.num_drafted > 0 or self._num_quiet_rounds > 1
+        tells = False
+        if taken_up_s is not None and 0 < load.num_sequences == planned.num_trees and is_of_its_kind:
+            tells = True
             self.times.observe_cycle(load, planned.num_drafted, taken_up_s, num_micro_batches)
         self.times.observe_round(load, verify_s, num_micro_batches)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)
@@ -128,6 +130,7 @@ class Estimates:
             per_draft = planned.num_nodes / planned.num_drafted
             self._nodes_per_draft += _STEP * (per_draft - self._nodes_per_draft)
             self._shape = shape_at(self._nodes_per_draft)
+        return tells
 
     def observe_drafts(
         self,

@@ -223,11 +223,13 @@ class Speculation:
         num_micro_batches: int,
     ) -> None:
         """As `Estimates.observe_round`."""
-        self._estimates.observe_round(load, planned, verify_s, taken_up_s, feeds, num_micro_batches)
+        has_told = self._estimates.observe_round(load, planned, verify_s, taken_up_s, feeds, num_micro_batches)
         if taken_up_s is not None:
             self._trials.save(taken_up_s)
         if not planned.num_drafted:
             self._promises.fade(num_micro_batches)
+            if has_told and num_micro_batches == 1:
+                self._trials.see_none()
 
     def observe_drafts(
         self, sequences: list[Sequence], expected_tokens: list[float], num_accepted: list[int], shape: float

@@ -17,7 +17,7 @@ from cluster.router.prospects import Prospects
 Doubles = npt.NDArray[np.float64]
 
 TRIAL_NODES = 2  # of a tree at least: without nodes a draft shows nothing
-_MOST_S = 1.0  # that a trial costs at most
+_MOST_S = 1.0  # saved up at most, and no trial counts as dearer
 # Of a trial of drafts where none are thought to pay. One sequence's draft in one round says little of what drafts for
 # all of them would bring, and less of what they would take: drafters take hardly longer for many than for one.
 _ROUNDS_OF_TRIAL = 4
@@ -64,7 +64,7 @@ class _Load:
     drafts_pay: bool = False
     drafts_in_vain: int = 0  # trials of drafts since one has changed that
     none_in_vain: int = 0  # the same of trials without drafts
-    has_seen_none: bool = False  # rounds without drafts, for whatever reason
+    has_seen_none: bool = False  # what rounds without drafts take
 
     def change(self, is_by_trial: bool) -> None:
         """Drafts have come to pay, or pay no more."""
@@ -79,8 +79,7 @@ class Trials:
     """Of one target."""
 
     def __init__(self) -> None:
-        # Each is saved up for only while it may be needed: else a time in which drafts pay would fill the purse, and
-        # the next one, in which they do not, would be trial after trial until that is spent.
+        # Each is saved up for only while it may be needed.
         self._drafts = _Savings(0.015, 0.005, seconds=0.25)  # where no draft is thought to pay
         self._further = _Savings(0.015, 0.005)  # drafts, beside those that pay
         self._none = _Savings(0.02, 0.005)  # rounds without drafts, where these pay
@@ -100,6 +99,10 @@ class Trials:
         else:
             self._drafts.save(taken_up_s, load.drafts_in_vain)
 
+    def see_none(self) -> None:
+        """What rounds without drafts take was learned from one."""
+        self._load.has_seen_none = True
+
     @property
     def is_being_learned(self) -> bool:
         """What the last one has shown."""
@@ -108,7 +111,6 @@ class Trials:
     def begin(self, num_sequences: int, drafts_pay: bool) -> None:
         """A round of so many sequences is to be decided about; whether drafts pay, as far as known."""
         self._load = load = self._loads.setdefault(num_sequences.bit_length(), _Load())
-        load.has_seen_none |= not drafts_pay
         if load.drafts_pay != drafts_pay:
             load.change(self.is_being_learned)
 
@@ -124,7 +126,6 @@ class Trials:
             cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0], power)
             if not self._none.spend(cost_s):
                 return False
-            self._load.has_seen_none = True
             self._load.none_in_vain += 1
             self._num_plain_rounds_left = _PLAIN_ROUNDS_OF_TRIAL
         self._num_plain_rounds_left -= 1
@@ -145,7 +146,7 @@ class Trials:
         costs = _cost_s(found, best, row_s) + catch_up_s[num_tried]
         saved_s = min(self._further.seconds, float(costs.max()))
         affordable = int(np.flatnonzero(costs <= saved_s)[-1])
-        self._further.seconds = saved_s - float(costs[affordable])
+        self._further.seconds = 0.0 if affordable else saved_s
         return int(num_tried[affordable])
 
     def of_drafts(self, found: Prospects, most: int, catch_up_s: Doubles, row_s: float) -> int:

@@ -30,13 +30,16 @@ def test_rounds_that_only_release_say_nothing_of_others() -> None:
 def test_rounds_that_feed_drafters_do_not_tell_what_rounds_take_that_do_not() -> None:
     setup = Setup(4)
     setup.run_plainly()
+    setup.speculation._trials._load.has_seen_none = False
     before = setup.speculation.times.overruns(1)
     for feeds in (True, False) * 100:  # after a round that feeds drafters they are still at it
         load, planned = RoundLoad(4, 4, 0.0, 0.0), PlannedTrees.roots_only([7] * 4)
         setup.speculation.observe_round(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), feeds, 1)
     assert setup.speculation.times.overruns(1) == before
+    assert not setup.speculation._trials._load.has_seen_none
     setup.speculation.observe_round(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), False, 1)
     assert setup.speculation.times.overruns(1) > before
+    assert setup.speculation._trials._load.has_seen_none
 
 
 def test_rows_seem_no_dearer_for_a_processor_that_drafters_share() -> None:

@@ -40,6 +40,8 @@ def _rounds_of_none(trials: Trials, num_rounds: int, times_faster: float, slower
     for _ in range(num_rounds):
         trials.begin(4, drafts_pay=True)
         had_none.append(trials.of_none(found, len(found.num_drafts) - 1))
+        if had_none[-1]:
+            trials.see_none()
         trials.save(slower * (PLAIN_S if had_none[-1] else DRAFTED_S))
     return had_none
 
@@ -133,9 +135,13 @@ def test_of_a_load_at_which_no_rounds_without_drafts_were_seen_some_are_seen_soo
     trials = Trials()
     first, later = _rounds_of_none(trials, 1_000, 1.3), _rounds_of_none(trials, 10_000, 1.3)
     num_later_trials = sum(later) / 4
-    assert 4 * first.index(True) < 10_000 / num_later_trials
+    assert 10 * first.index(True) < 10_000 / num_later_trials
+    trials = _trials()
+    _rounds_of_drafts(trials, 100)
+    assert _rounds_of_none(trials, 200, 1.3).index(True) == first.index(True), "nothing was learned from those"
     trials = _trials()
     _rounds_of_drafts(trials, 1)
+    trials.see_none()
     assert True not in _rounds_of_none(trials, 200, 1.3), "they were"
 
 
@@ -160,7 +166,7 @@ def test_nor_does_what_was_saved_while_all_were_drafted_for() -> None:
         trials.begin(4, drafts_pay=True)
         trials.save(DRAFTED_S)
     num_tried = [trials.of_further(found, 0, np.zeros(5), row_s=0.0) for _ in range(100)]
-    assert num_tried[0] == 4, "all of them once"
+    assert num_tried[0] == 4, "all of them, once"
     assert num_tried[1:] == [0] * 99, "nothing is saved meanwhile"
 
 
