@@ -49,11 +49,11 @@ class _Savings:
         self.seconds = min(self.seconds + share * taken_up_s, _MOST_S)
 
     def spend(self, cost_s: float) -> bool:
-        """Whether a trial is paid for: then it begins, and what is left is forfeit. It was saved while trials were
-        dear, for one: where they are cheap it would pay for many, one after the other."""
-        if self.seconds < min(cost_s, _MOST_S):
+        """Whether a trial is paid for: then it begins. A full purse pays for any."""
+        cost_s = min(cost_s, _MOST_S)
+        if self.seconds < cost_s:
             return False
-        self.seconds = 0.0
+        self.seconds -= cost_s
         return True
 
 
@@ -79,7 +79,8 @@ class Trials:
     """Of one target."""
 
     def __init__(self) -> None:
-        # Each is saved up for only while it may be needed.
+        # Each is saved up for only while it may be needed: else a time in which drafts pay would fill the purse, and
+        # the next one, in which they do not, would be trial after trial until that is spent.
         self._drafts = _Savings(0.015, 0.005, seconds=0.25)  # where no draft is thought to pay
         self._further = _Savings(0.015, 0.005)  # drafts, beside those that pay
         self._none = _Savings(0.02, 0.005)  # rounds without drafts, where these pay
@@ -126,6 +127,9 @@ class Trials:
             cost_s = (_PLAIN_ROUNDS_OF_TRIAL + 1) * lost_s * _doubt(rates[best], rates[0], power)
             if not self._none.spend(cost_s):
                 return False
+            # What was saved while trials were dear pays for one: where they are cheap it would for many, one after the
+            # other. Of trials of drafts the next one has other texts to try, and what is left may pay for it.
+            self._none.seconds = 0.0
             self._load.none_in_vain += 1
             self._num_plain_rounds_left = _PLAIN_ROUNDS_OF_TRIAL
         self._num_plain_rounds_left -= 1
@@ -144,9 +148,8 @@ class Trials:
         """
         num_tried = found.num_drafts[best:] - found.num_drafts[best]
         costs = _cost_s(found, best, row_s) + catch_up_s[num_tried]
-        saved_s = min(self._further.seconds, float(costs.max()))
-        affordable = int(np.flatnonzero(costs <= saved_s)[-1])
-        self._further.seconds = 0.0 if affordable else saved_s
+        affordable = int(np.flatnonzero(costs <= self._further.seconds)[-1])
+        self._further.seconds -= float(costs[affordable])
         return int(num_tried[affordable])
 
     def of_drafts(self, found: Prospects, most: int, catch_up_s: Doubles, row_s: float) -> int:

@@ -152,22 +152,6 @@ def test_what_was_saved_while_trials_were_dear_does_not_pay_for_one_after_the_ot
     had_none = _rounds_of_none(trials, 40, 1.001)
     assert 4 <= sum(had_none) <= 12
     assert not any(all(had_none[start : start + 5]) for start in range(36))
-    trials = _trials()
-    _rounds_of_drafts(trials, 1_000)
-    _rounds_of_drafts(trials, 20_000, times_faster=0.3)
-    had_drafts = _rounds_of_drafts(trials, 100, times_faster=0.98)
-    assert not any(all(had_drafts[start : start + 5]) for start in range(96))
-
-
-def test_nor_does_what_was_saved_while_all_were_drafted_for() -> None:
-    """Of drafts beside those that pay."""
-    trials, found = Trials(), _found(0.9)
-    for _ in range(5_000):
-        trials.begin(4, drafts_pay=True)
-        trials.save(DRAFTED_S)
-    num_tried = [trials.of_further(found, 0, np.zeros(5), row_s=0.0) for _ in range(100)]
-    assert num_tried[0] == 4, "all of them, once"
-    assert num_tried[1:] == [0] * 99, "nothing is saved meanwhile"
 
 
 def test_after_a_time_in_which_drafts_pay_they_are_tried_no_more_than_else() -> None:
