@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,26 @@ from cluster.router.tree_planner import PlannedTrees
 Doubles = npt.NDArray[np.float64]
 
 _STEP = 0.15  # of the moving average of nodes
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedRound:
+    """One that went well.
+
+    Attributes:
+        load: that was done.
+        verify_s: that the target was busy with it.
+        taken_up_s: since the round before ended on this target; None after a time of idleness.
+        feeds: some drafter.
+        num_micro_batches: of the target, when it ran.
+    """
+
+    load: RoundLoad
+    planned: PlannedTrees
+    verify_s: float
+    taken_up_s: float | None
+    feeds: bool
+    num_micro_batches: int
 
 
 class Estimates:
@@ -98,33 +119,18 @@ class Estimates:
 
     # --- learning
 
-    def observe_round(
-        self,
-        load: RoundLoad,
-        planned: PlannedTrees,
-        verify_s: float,
-        taken_up_s: float | None,
-        feeds: bool,
-        num_micro_batches: int,
-    ) -> bool:
-        """One round that went well. Returns whether it has told what rounds of its kind take up.
-
-        Args:
-            load: that was done.
-            verify_s: that the target was busy with it.
-            taken_up_s: since the round before ended on this target; None after a time of idleness.
-            feeds: some drafter.
-            num_micro_batches: of the target, when it ran.
-        """
-        self._num_quiet_rounds = 0 if feeds else self._num_quiet_rounds + 1
+    def observe_round(self, done: ObservedRound) -> bool:
+        """Returns whether it has told what rounds of its kind take up."""
+        load, planned, taken_up_s = done.load, done.planned, done.taken_up_s
+        self._num_quiet_rounds = 0 if done.feeds else self._num_quiet_rounds + 1
         # Prefill is none of it, nor is a round that only releases. One without drafts that feeds drafters, or that they
         # are fed in by the one before, takes longer than such rounds do where drafts do not pay.
         is_of_its_kind = planned.num_drafted > 0 or self._num_quiet_rounds > 1
         tells = False
         if taken_up_s is not None and 0 < load.num_sequences == planned.num_trees and is_of_its_kind:
             tells = True
-            self.times.observe_cycle(load, planned.num_drafted, taken_up_s, num_micro_batches)
-        self.times.observe_round(load, verify_s, num_micro_batches)
+            self.times.observe_cycle(load, planned.num_drafted, taken_up_s, done.num_micro_batches)
+        self.times.observe_round(load, done.verify_s, done.num_micro_batches)
         self._mean_context = load.context_tokens / max(1, load.num_sequences)
         if planned.num_drafted:
             per_draft = planned.num_nodes / planned.num_drafted

@@ -10,6 +10,7 @@ from typing import Protocol
 from cluster.router.clock import now
 from cluster.router.committing import SequenceKeeper, commit_round
 from cluster.router.drafting import DrafterPool, DraftStage
+from cluster.router.estimates import ObservedRound
 from cluster.router.latency import RoundLoad
 from cluster.router.links import TargetLink
 from cluster.router.planning import RoundPlan, plan_round
@@ -162,12 +163,14 @@ class MicroBatch:
         """From what a round took, and from what the target wrote after each root that had a draft."""
         plan, planned = verified.plan, verified.plan.planned
         self._speculation.observe_round(
-            RoundLoad.done(plan.request, verified.result),
-            planned,
-            verified.verify_s,
-            verified.cycle_s,
-            verified.feeds,
-            verified.num_micro_batches,
+            ObservedRound(
+                RoundLoad.done(plan.request, verified.result),
+                planned,
+                verified.verify_s,
+                verified.cycle_s,
+                verified.feeds,
+                verified.num_micro_batches,
+            )
         )
         if planned.batch is None:
             return

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.router.drafted import Drafted
-from cluster.router.estimates import Estimates
+from cluster.router.estimates import Estimates, ObservedRound
 from cluster.router.latency import RoundLoad
 from cluster.router.links import TargetLink
 from cluster.router.promises import Promise, Promises
@@ -27,7 +27,7 @@ from cluster.router.prospects import Prospects, cycles_s, warm_up
 from cluster.router.sequence import RUNNING, Sequence
 from cluster.router.settings import RouterSettings
 from cluster.router.standing import Decision, StandingDecision
-from cluster.router.tree_planner import PlannedTrees, TreePlanner
+from cluster.router.tree_planner import TreePlanner
 from cluster.router.trials import TRIAL_NODES, Trials
 from dflash_core.trees.build import NodeBudget
 
@@ -213,22 +213,14 @@ class Speculation:
 
     # --- learning
 
-    def observe_round(
-        self,
-        load: RoundLoad,
-        planned: PlannedTrees,
-        verify_s: float,
-        taken_up_s: float | None,
-        feeds: bool,
-        num_micro_batches: int,
-    ) -> None:
-        """As `Estimates.observe_round`."""
-        has_told = self._estimates.observe_round(load, planned, verify_s, taken_up_s, feeds, num_micro_batches)
-        if taken_up_s is not None:
-            self._trials.save(taken_up_s)
-        if not planned.num_drafted:
-            self._promises.fade(num_micro_batches)
-            if has_told and num_micro_batches == 1:
+    def observe_round(self, done: ObservedRound) -> None:
+        """What it took, and that its time went by."""
+        has_told = self._estimates.observe_round(done)
+        if done.taken_up_s is not None:
+            self._trials.save(done.taken_up_s)
+        if not done.planned.num_drafted:
+            self._promises.fade(done.num_micro_batches)
+            if has_told and done.num_micro_batches == 1:
                 self._trials.see_none()
 
     def observe_drafts(

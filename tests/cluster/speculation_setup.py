@@ -8,6 +8,7 @@ import numpy as np
 
 from cluster.requests import GenerationRequest, LatencyClass
 from cluster.router import RouterSettings
+from cluster.router.estimates import ObservedRound
 from cluster.router.latency import DraftTimeModel, RoundLoad
 from cluster.router.links import TargetLink
 from cluster.router.sequence import Phase, Sequence
@@ -65,7 +66,9 @@ class Setup:
         rows = len(self.sequences)
         for _ in range(num_rounds):
             load = RoundLoad(rows, rows, 0.0, 0.0)
-            self.speculation.observe_round(load, planned, self.verify_s(rows), self.verify_s(rows) + 1e-3, False, 1)
+            self.speculation.observe_round(
+                ObservedRound(load, planned, self.verify_s(rows), self.verify_s(rows) + 1e-3, False, 1)
+            )
 
     def choose(self) -> list[Sequence]:
         """Who is drafted for in the next round of all of them."""

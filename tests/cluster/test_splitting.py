@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.router.estimates import ObservedRound
 from cluster.router.latency import RoundLoad
 from cluster.router.splitting import SplitChooser
 from cluster.router.tree_planner import PlannedTrees
@@ -19,7 +20,9 @@ class TestSplitting:
             planned = PlannedTrees.roots_only([7] * num)
             cycle_s = 0.5 * one_s / gain_of_halves if num_micro_batches == 2 else one_s
             load = RoundLoad(num, num, 0.0, 0.0)
-            setup.speculation.observe_round(load, planned, setup.verify_s(num), cycle_s, False, num_micro_batches)
+            setup.speculation.observe_round(
+                ObservedRound(load, planned, setup.verify_s(num), cycle_s, False, num_micro_batches)
+            )
             setup.speculation.times.change_to(chooser.choose(setup.link))
             chosen.append(setup.speculation.times.num_micro_batches)
         return chosen

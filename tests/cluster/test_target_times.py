@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cluster.router.estimates import ObservedRound
 from cluster.router.latency import RoundLoad
 from cluster.router.prospects import num_drafts_to_try
 from cluster.router.tree_planner import PlannedTrees
@@ -23,7 +24,9 @@ def test_rounds_that_only_release_say_nothing_of_others() -> None:
     setup.run_plainly()
     before = setup.speculation.times.overruns(1)
     for _ in range(100):
-        setup.speculation.observe_round(RoundLoad(0, 0, 0.0, 0.0), PlannedTrees.roots_only([]), 1e-3, 2e-3, False, 1)
+        setup.speculation.observe_round(
+            ObservedRound(RoundLoad(0, 0, 0.0, 0.0), PlannedTrees.roots_only([]), 1e-3, 2e-3, False, 1)
+        )
     assert setup.speculation.times.overruns(1) == before
 
 
@@ -34,10 +37,12 @@ def test_rounds_that_feed_drafters_do_not_tell_what_rounds_take_that_do_not() ->
     before = setup.speculation.times.overruns(1)
     for feeds in (True, False) * 100:  # after a round that feeds drafters they are still at it
         load, planned = RoundLoad(4, 4, 0.0, 0.0), PlannedTrees.roots_only([7] * 4)
-        setup.speculation.observe_round(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), feeds, 1)
+        setup.speculation.observe_round(
+            ObservedRound(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), feeds, 1)
+        )
     assert setup.speculation.times.overruns(1) == before
     assert not setup.speculation._trials._load.has_seen_none
-    setup.speculation.observe_round(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), False, 1)
+    setup.speculation.observe_round(ObservedRound(load, planned, setup.verify_s(4), 1.5 * setup.verify_s(4), False, 1))
     assert setup.speculation.times.overruns(1) > before
     assert setup.speculation._trials._load.has_seen_none
 
